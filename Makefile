@@ -1,0 +1,42 @@
+# Needs Python 3.11 or later and nothing else; everything goes into .venv.
+#   make reproduce            the notebooks, about 20 minutes on 2 cores
+#   make reproduce EFFORT=smoke
+#   make test                 lint and tests
+#   make lab                  JupyterLab on the notebooks
+#   make clean                caches; outputs/ and .venv stay
+
+PYTHON ?= python3
+SCALE ?= pocket
+EFFORT ?= quick
+SEED ?= 0
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: reproduce test lab lint clean
+
+reproduce: $(STAMP)
+	$(BIN)/cotlib run --scale $(SCALE) --effort $(EFFORT) --seed $(SEED)
+	$(BIN)/cotlib results --scale $(SCALE) --effort $(EFFORT)
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks/00_index.ipynb
+
+clean:
+	rm -rf .pytest_cache .ruff_cache build *.egg-info
+
+.venv: $(STAMP)
+
+# setuptools is pinned in the lock, so building cotlib itself fetches nothing.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; try: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,235 @@
+"""The command line: `cotlib` or `python -m cotlib`.
+
+Exit codes: 0 done, 1 a notebook failed, 2 bad request, 3 incomplete or corrupt artefacts, 130 or 143 interrupted,
+138 a kernel died.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cotlib.config import EFFORTS, SCALES
+from cotlib.errors import CotlibError, IncompleteError
+
+app = typer.Typer(
+    help="Verify and reinforce image generation step by step (arXiv:2501.13926), from prompt to table.",
+    epilog="Exit codes: 0 done, 1 a notebook failed, 2 bad request, 3 incomplete or corrupt artefacts, "
+    "130/143 interrupted, 138 a kernel died.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+export_app = typer.Typer(help="Write results in other people's formats.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+ScaleOption = Annotated[str, typer.Option(help=f"Which weights: {', '.join(SCALES)}.")]
+EffortOption = Annotated[str, typer.Option(help=f"How much is run: {', '.join(EFFORTS)}.")]
+SeedOption = Annotated[int, typer.Option(help="Run seed; every candidate's seed follows from it.")]
+
+
+class Part(StrEnum):
+    """The pocket models that can be trained from scratch."""
+
+    tokenizer = "tokenizer"
+    detector = "detector"
+    generator = "generator"
+    judge = "judge"
+
+
+@app.command()
+def run(
+    notebooks: Annotated[
+        list[str] | None, typer.Argument(help="Names such as 01_baseline; all if none is given.")
+    ] = None,
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    seed: SeedOption = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Run the named notebooks even if they are up to date.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A notebook parameter, such as n_candidates=8; repeatable."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the notebooks and their status; run nothing.")] = False,
+) -> None:
+    """Run notebooks and what they read, in order. What is up to date is kept; after a kill, run it again."""
+    from cotlib import chain
+
+    if list_:
+        print_rows(chain.listing(scale, effort))
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    chain.run_chain(
+        notebooks or (),
+        scale=scale,
+        effort=effort,
+        seed=seed,
+        parameters=dict(map(_assignment, set_ or [])),
+        force=force,
+    )
+
+
+def _terminate(*_: Any) -> NoReturn:
+    raise SystemExit(143)  # as an exception, so that kernels are shut down and locks released
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """("n_candidates", 8) from "n_candidates=8": the value is JSON, or text if it is no JSON."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ValueError(f"--set wants NAME=VALUE, got {text!r}; for example --set n_candidates=8")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
+
+
+@app.command()
+def results(
+    pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'geneval/*/overall'.")] = "*",
+    as_json: Annotated[bool, typer.Option("--json", help="Full records as JSON.")] = False,
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+) -> None:
+    """Print what the notebooks measured."""
+    wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
+    records = [record for record in _measurements(scale, effort) if fnmatch.fnmatchcase(record["name"], wanted)]
+    if not records:
+        raise ValueError(f"no measurement matches {pattern!r} at {scale}/{effort}; see them all with: cotlib results")
+    if as_json:
+        print(json.dumps(records, indent=1))
+    else:
+        print_rows([_readable(record) for record in records])
+
+
+def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
+    """results.json, or what the notebooks left so far, with a note."""
+    from cotlib import provenance, store
+    from cotlib.run import RESULTS, collect
+
+    folder = provenance.outputs_of(scale, effort)
+    if (folder / RESULTS).is_file():
+        return store.read_json(folder / RESULTS)
+    records = collect(folder)
+    if not records:
+        raise IncompleteError(f"no results in {folder}; make them with: cotlib run --scale {scale} --effort {effort}")
+    print(
+        f"note: the report is not up to date, these are the notebooks' own measurements; merge them with: "
+        f"{provenance.command('08_report', scale, effort)}",
+        file=sys.stderr,
+    )
+    return records
+
+
+def _readable(record: dict[str, Any]) -> dict[str, str]:
+    """Text cells of one measurement."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    low, high = number(record["low"]), number(record["high"])
+    return {
+        "name": record["name"],
+        "value": number(record["value"]) or "—",
+        "interval": f"{low} .. {high}" if low else "",
+        "n": "" if record["n"] is None else str(record["n"]),
+        "unit": record["unit"],
+        "notebook": record["notebook"],
+    }
+
+
+def print_rows(rows: list[dict[str, str]]) -> None:
+    """Aligned columns, a heading above."""
+    heading = {name: name for name in rows[0]}
+    widths = {name: max(len(row[name]) for row in (heading, *rows)) for name in heading}
+    for row in (heading, *rows):
+        print("  ".join(row[name].ljust(widths[name]) for name in heading).rstrip())
+
+
+@app.command()
+def pretrain(
+    part: Annotated[Part, typer.Argument(help="The tokenizer first: detector and generator learn from its codes.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Budget of wall-clock time, kept over interruptions.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the weights; the shipped ones are replaced if none.")
+    ] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Train a pocket model from scratch. After an interruption the same command goes on from the last checkpoint."""
+    from cotlib.pocket import pretrain as training
+
+    training.run(part.value, minutes, out or training.WEIGHTS, seed)
+
+
+@export_app.command()
+def geneval(
+    out: Annotated[Path, typer.Argument(help="Folder to write; one subfolder per prompt.")],
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    pool: Annotated[str, typer.Option(help="Which pool of candidates: a name in pools/.")] = "base",
+    images: Annotated[int, typer.Option(min=1, help="Images per prompt, the pool's first ones.")] = 4,
+) -> None:
+    """Write images in GenEval's folder layout, for the official evaluator."""
+    import torch
+
+    from cotlib import loaders, provenance
+    from cotlib.export import export_pool
+
+    source = provenance.outputs_of(scale, effort) / "pools" / f"{pool}.jsonl"
+    tokenizer = loaders.load_tokenizer(SCALES[scale])
+    n = export_pool(source, out, images, lambda codes: tokenizer.decode(torch.tensor(codes)))
+    print(f"{n} prompts x {images} images in {out}")
+
+
+@app.command()
+def info() -> None:
+    """Versions, machine, places and weights."""
+    import cotlib
+    from cotlib import provenance
+
+    git = provenance.git_state()
+    facts = {
+        "cotlib": f"{cotlib.__version__}, commit {git['commit'] or 'unknown'}{' (dirty)' if git['dirty'] else ''}",
+        "package": provenance.PACKAGE,
+        "notebooks": provenance.notebook_path("").parent,
+        "outputs": provenance.outputs_root(),
+        **provenance.machine(),
+        **provenance.versions(),
+    }
+    weights = sorted((provenance.PACKAGE / "pocket" / "weights").rglob("*.safetensors"))
+    for path in weights:
+        name = path.relative_to(provenance.PACKAGE).as_posix()
+        facts[name] = f"{path.stat().st_size / 2**20:.1f} MiB, sha256 {provenance.sha256(path)[:12]}"
+    if not weights:
+        facts["weights"] = "none; train them with: cotlib pretrain tokenizer --minutes 30"
+    for name, fact in facts.items():
+        print(f"{name}: {fact}")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code; an expected error is one message without a traceback."""
+    try:
+        app(arguments)
+    except CotlibError as error:
+        _fail(error, error.exit_code)
+    except ValueError as error:
+        _fail(error, 2)
+    sys.exit(0)
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    print(f"cotlib: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

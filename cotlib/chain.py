@@ -1,0 +1,399 @@
+"""The notebooks in order: each executed by papermill into a temporary file, confirmed, exported, remembered.
+
+A notebook counts as done when its own manifest says so with the expected key, never because papermill returned:
+`sys.exit(0)` in a cell ends a notebook "successfully", and a killed kernel leaves every cell "completed".
+Deliberately left out: parallel notebooks, retries. Killed? Type the same command again.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotlib import errors, provenance, store
+from cotlib.config import EFFORTS, NOTEBOOKS, SCALES, Settings, check, suggest
+from cotlib.run import EXECUTED, METRICS, merge_results
+
+DAG = {name: spec.upstream for name, spec in NOTEBOOKS.items() if spec.in_chain}
+RUNNING, FAILED = "executed.running.ipynb", "executed.failed.ipynb"
+Say = Callable[[str], None]
+
+# ---- the paper's items ----------------------------------------------------------------------------------------
+
+# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926; v1 has the same Table 1
+# and no Table 4. Figures that only explain a method have nothing to compute.
+PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
+    ("Table 1", "verifiers and preference alignment, each alone", "08_report", "rows made by 01 to 04"),
+    ("Table 2", "verifiers and alignment together", "06_integration", ""),
+    ("Table 3", "all methods beside other generators", "08_report", "other generators: quoted from the paper"),
+    ("Table 4", "LlamaGen and Janus-Pro", None, "v2 only; other generators, no code released"),
+    ("Table 5", "PARM++ with and without reflection", "07_reflection", ""),
+    ("Figure 1", "the question, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 2", "three prompts step by step, with and without a verifier", "05_parm", ""),
+    ("Figure 3", "GenEval against N, verifiers on the base model", "02_outcome_verifier", "PRM and PARM: 03 and 05"),
+    ("Figure 4", "ORM, PRM and PARM, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 5", "pictures of early and late steps", "01_baseline", ""),
+    ("Figure 6", "GenEval against N, verifiers on the DPO model", "06_integration", ""),
+    ("Figure 7", "GenEval against N, verifiers on the iterative DPO model", "06_integration", ""),
+    ("Figure 8", "PARM++, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 9", "pictures mended by reflection", "07_reflection", ""),
+    *((f"Figure {i}", "pictures side by side, all methods", "06_integration", "base model: 01") for i in range(10, 15)),
+)
+
+
+def status(folder: Path) -> str:
+    """'done', 'SMOKE' (done, too small to be a result), 'corrupt', 'failed', 'unfinished' or 'not run'."""
+    try:
+        manifest = provenance.read_manifest(folder)
+    except errors.IncompleteError:
+        left = [name for name in (FAILED, RUNNING) if (folder / name).exists()]
+        return {FAILED: "failed", RUNNING: "unfinished"}[left[0]] if left else "not run"
+    except errors.CotlibError:
+        return "corrupt"
+    if (folder / FAILED).exists():
+        return "failed, earlier result kept"
+    return "SMOKE" if manifest["watermark"] else "done"
+
+
+def overview(scale: str, effort: str) -> list[dict[str, str]]:
+    """One row per paper item: item, shows, notebook, cost of the last run, status read from outputs, remark."""
+    folder = provenance.outputs_of(scale, effort)
+    rows = []
+    for item, shows, notebook, remark in PAPER_ITEMS:
+        cost, state = "", "—"
+        if notebook:
+            exists = provenance.notebook_path(notebook).is_file()
+            cost, state = cost_of(folder / notebook), status(folder / notebook) if exists else "not yet"
+        row = {
+            "item": item,
+            "shows": shows,
+            "notebook": notebook or "—",
+            "cost": cost,
+            "status": state,
+            "remark": remark,
+        }
+        rows.append(row)
+    return rows
+
+
+def link(notebook: str) -> str:
+    """HTML link to a notebook's source where there is one, else the bare name; `to_html` points it at the page."""
+    there = provenance.notebook_path(notebook).is_file()
+    return f'<a href="{notebook}.ipynb">{notebook}</a>' if there else notebook
+
+
+def cost_of(folder: Path) -> str:
+    """Wall time of the last finished run, such as '12 s' or '3.5 min'; empty if there is none."""
+    try:
+        seconds = store.read_json(folder / provenance.MANIFEST)["seconds"]
+    except (FileNotFoundError, KeyError, TypeError, errors.CorruptError):
+        return ""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
+
+
+# ---- planning: everything that can be refused is refused before the first notebook starts ----------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """One notebook to run: `parameters` are what papermill injects."""
+
+    settings: Settings
+    parameters: dict[str, Any]
+    folder: Path
+    force: bool
+
+    @property
+    def name(self) -> str:
+        return self.settings.notebook
+
+
+def declared_parameters(notebook: Path) -> dict[str, Any]:
+    """{name: default} of the one cell tagged `parameters`. CorruptError unless it holds literals only."""
+    cells = [cell for cell in provenance.read_notebook(notebook)["cells"] if provenance.is_parameters(cell)]
+    if len(cells) != 1:
+        raise errors.CorruptError(f"{notebook}: {len(cells)} cells tagged 'parameters', expected exactly 1")
+    return dict(_assignment(notebook, line) for line in ast.parse(provenance.source(cells[0])).body)
+
+
+def _assignment(notebook: Path, line: ast.stmt) -> tuple[str, Any]:
+    targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+    try:
+        value = ast.literal_eval(line.value)
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or not _is_literal(value):
+            raise ValueError
+    except (ValueError, AttributeError):
+        raise errors.CorruptError(
+            f"{notebook}, parameters cell: {ast.unparse(line)!r} is not `name = literal`; papermill does not "
+            f"recompute derived values, so derive them in the next cell"
+        ) from None
+    return targets[0].id, value
+
+
+def _is_literal(value: Any) -> bool:
+    """What papermill injects unchanged; it turns a tuple into a string without a word."""
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def order(names: Iterable[str]) -> list[str]:
+    """`names` and everything they read, each after what it reads; all of the chain if no names are given."""
+    wanted = list(names) or list(DAG)
+    ordered: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in NOTEBOOKS:
+            raise ValueError(f"unknown notebook {name!r}; {suggest(name, NOTEBOOKS)}")
+        if name in ordered:
+            return
+        for upstream in NOTEBOOKS[name].upstream if NOTEBOOKS[name].needs_upstream else ():
+            visit(upstream)
+        ordered.append(name)
+
+    for name in wanted:
+        visit(name)
+    return ordered
+
+
+def plan(
+    names: Iterable[str], *, scale: str, effort: str, seed: int, parameters: Mapping[str, Any], force: bool
+) -> list[Task]:
+    """The tasks in order, all checked. `parameters` and `force` concern the named notebooks, not what they read."""
+    names = list(names)
+    dials = {"scale": scale, "effort": effort, "seed": seed}
+    tasks = []
+    for name in order(names):
+        is_named = not names or name in names
+        injected = {**dials, **(parameters if is_named else {})}
+        settings = _settings(name, injected)
+        folder = provenance.outputs_of(scale, effort) / name
+        tasks.append(Task(settings, injected, folder, force and is_named))
+    for task in tasks:
+        if not task.force:
+            provenance.refuse_foreign(task.folder, task.settings, provenance.run_key(task.settings)[0])
+    return tasks
+
+
+def _settings(name: str, injected: Mapping[str, Any]) -> Settings:
+    """The checked settings that the notebook will see; ValueError for a parameter it does not declare."""
+    declared = declared_parameters(provenance.notebook_path(name))
+    for parameter, value in injected.items():
+        if parameter not in declared:
+            raise ValueError(f"notebook {name} declares no parameter {parameter!r}; {suggest(parameter, declared)}")
+        if not _is_literal(value):
+            raise ValueError(f"{parameter} must be a number, text, true, false or null, got {value!r}")
+    return check(name, **{**declared, **injected})
+
+
+# ---- running --------------------------------------------------------------------------------------------------
+
+
+def run_chain(
+    names: Iterable[str] = (),
+    *,
+    scale: str,
+    effort: str,
+    seed: int = 0,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+    say: Say = print,
+) -> dict[str, str]:
+    """Bring notebooks and what they read up to date; returns {notebook: "kept" | "done"}.
+
+    ValueError for a bad request, before anything runs. NotebookError or KernelDiedError stops the chain; what
+    was finished stays finished and is kept by the next call.
+    """
+    tasks = plan(names, scale=scale, effort=effort, seed=seed, parameters=parameters or {}, force=force)
+    outputs = provenance.outputs_of(scale, effort)
+    done: dict[str, str] = {}
+    with store.one_writer(outputs), _own_kernel(SCALES[scale].offline):
+        for number, task in enumerate(tasks, start=1):
+            done[task.name] = _bring_up_to_date(task, f"[{number}/{len(tasks)}] {task.name}", say)
+        if "08_report" in done:  # once more: now with the true costs
+            merge_results(outputs)
+    return done
+
+
+def _bring_up_to_date(task: Task, title: str, say: Say) -> str:
+    key, _ = provenance.run_key(task.settings)
+    if not task.force and is_current(task.folder, key):
+        say(f"{title}: kept (key {key})")
+        return "kept"
+    say(f"{title}: running ...")
+    if task.force:
+        (task.folder / provenance.MANIFEST).unlink(missing_ok=True)
+    started = time.time()
+    _execute(task)
+    seconds = time.time() - started
+    _confirm(task, key, started)
+    _publish(task, seconds)
+    say(f"{title}: done in {seconds:.1f} s (key {key})")
+    return "done"
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether the folder is finished, undamaged, made with this key, and has its executed notebook."""
+    try:
+        manifest = provenance.read_manifest(folder)
+    except errors.CotlibError:
+        return False
+    return manifest["key"] == key and all(name in manifest["files"] for name in EXECUTED)
+
+
+def _execute(task: Task) -> None:
+    """Run the notebook into `executed.running.ipynb`; on failure that file becomes `executed.failed.ipynb`."""
+    import papermill
+    import zmq
+    from nbclient.exceptions import DeadKernelError
+    from traitlets.config import Config
+
+    task.folder.mkdir(parents=True, exist_ok=True)
+    running = task.folder / RUNNING
+    encryption = "auto" if zmq.has("curve") else "disabled"
+    try:
+        papermill.execute_notebook(
+            provenance.notebook_path(task.name),
+            running,
+            parameters=task.parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            cwd=str(provenance.project_root() or Path.cwd()),
+            config=Config(KernelManager={"transport_encryption": encryption}),  # others may share the machine's ports
+        )
+    except DeadKernelError as error:
+        raise errors.KernelDiedError(_failure(task, "its kernel died, most likely for want of memory")) from error
+    except papermill.PapermillExecutionError as error:
+        raise _state_error(error.ename)(_failure(task, f"{error.ename}: {error.evalue}")) from error
+
+
+def _failure(task: Task, why: str) -> str:
+    """The message; the executed copy is put where the next run does not overwrite it."""
+    failed = task.folder / FAILED
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(task.folder / RUNNING, failed)
+    return f"{task.name} failed: {why}. See {failed}; finished work is kept, type the same command to go on"
+
+
+def _state_error(name: str) -> type[errors.CotlibError]:
+    """An error of our family raised in a notebook keeps its class, hence its exit code."""
+    return {kind.__name__: kind for kind in errors.CotlibError.__subclasses__()}.get(name, errors.NotebookError)
+
+
+def _confirm(task: Task, key: str, started: float) -> None:
+    """The notebook wrote its manifest in this run, with the key that was expected before it."""
+    try:
+        manifest = provenance.read_manifest(task.folder)
+    except errors.IncompleteError:
+        manifest = {"started": 0.0}
+    if manifest["started"] < started:
+        raise errors.NotebookError(_failure(task, "it ended without run.finish(...), perhaps by exit()"))
+    if manifest["key"] != key:
+        why = f"key {key} was expected, it recorded {manifest['key']}: notebook, sources or weights changed meanwhile"
+        raise errors.ForeignError(_failure(task, why))
+
+
+def _publish(task: Task, seconds: float) -> None:
+    """Executed notebook and HTML under their final names, the true cost, then the manifest once more, last."""
+    notebook, html = (task.folder / name for name in EXECUTED)
+    store.atomic_write(html, to_html(task.folder / RUNNING))
+    os.replace(task.folder / RUNNING, notebook)
+    (task.folder / FAILED).unlink(missing_ok=True)
+    manifest = provenance.read_manifest(task.folder)
+    (task.folder / provenance.MANIFEST).unlink()  # killed between these lines: unfinished, not corrupt
+    metrics = store.read_json(task.folder / METRICS)
+    for entry in metrics:
+        if entry["name"] == f"cost/{task.name}":
+            entry["value"] = round(seconds, 3)  # with kernel start and imports, which the notebook cannot see
+    store.write_json(task.folder / METRICS, metrics)
+    files = {name: provenance.file_entry(task.folder / name) for name in (*manifest["files"], *EXECUTED)}
+    store.write_json(task.folder / provenance.MANIFEST, {**manifest, "seconds": round(seconds, 3), "files": files})
+
+
+def _search_path() -> str:
+    """The kernel imports the cotlib that runs the chain, whose sources are in the key, before any other."""
+    return os.pathsep.join(filter(None, [str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+
+
+@contextlib.contextmanager
+def _own_kernel(offline: bool) -> Iterator[None]:
+    """Kernels run the interpreter that runs this, whatever kernels are registered for the user or the machine."""
+    from ipykernel.kernelspec import get_kernel_dict
+
+    with tempfile.TemporaryDirectory(prefix="cotlib-kernel-") as folder:
+        kernel = Path(folder) / "kernels" / "python3" / "kernel.json"
+        store.atomic_write(kernel, json.dumps(get_kernel_dict()))  # its argv starts with sys.executable
+        changed = {
+            "JUPYTER_PATH": folder,
+            "COTLIB_OUTPUTS": str(provenance.outputs_root()),
+            "PYTHONPATH": _search_path(),
+        }
+        if offline:  # read once at import by the hub client, so it must be set before the kernel starts
+            changed["HF_HUB_OFFLINE"] = "1"
+        before = {name: os.environ.get(name) for name in changed}
+        os.environ.update(changed)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+# ---- HTML -----------------------------------------------------------------------------------------------------
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+# nbconvert's page without what it would fetch: require.js, MathJax, Mermaid, the widget manager.
+TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+"""
+
+
+def to_html(executed: Path) -> str:
+    """One self-contained page: pictures inline, nothing fetched, links between notebooks led to executed pages.
+
+    Widgets need a kernel, so they are left out; every one of them stands beside a static figure.
+    """
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    notebook = copy.deepcopy(nbformat.read(executed, as_version=4))
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["title"] = _title(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    exporter = HTMLExporter(raw_template=TEMPLATE, embed_images=True)
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(executed.parent)}})
+    return re.sub(r'href="([\w-]+)\.ipynb([#"])', r'href="../\1/executed.html\2', body)
+
+
+def _title(notebook: Any) -> str:
+    """First heading of a notebook."""
+    lines = (line for cell in notebook.cells if cell.cell_type == "markdown" for line in cell.source.splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "cotlib")
+
+
+def listing(scale: str, effort: str) -> list[dict[str, str]]:
+    """One row per notebook of the chain: name, reads, status, cost."""
+    if scale not in SCALES or effort not in EFFORTS:
+        raise ValueError(f"unknown scale {scale!r} or effort {effort!r}; known: {', '.join((*SCALES, *EFFORTS))}")
+    folder = provenance.outputs_of(scale, effort)
+    return [
+        {"notebook": n, "reads": ", ".join(up) or "—", "status": status(folder / n), "cost": cost_of(folder / n)}
+        for n, up in DAG.items()
+    ]

@@ -1,0 +1,166 @@
+"""Scales, efforts, the notebooks and the parameters each accepts; strict checking of a request.
+
+A notebook has two dials, `scale` (which weights) and `effort` (how many samples), a `seed`, and a few
+overrides. `check` turns what was typed into effective values, or raises ValueError before any compute.
+Nothing here reads a file or imports a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of one family of weights. Nothing but the weights and these numbers differs between scales."""
+
+    name: str
+    image_size: int  # px, pictures are square
+    grid: int  # tokens per side; L = grid * grid
+    steps: int  # decoding steps
+    guidance: float  # g in (1 + g) * conditional - g * unconditional
+    temperature: float  # of the token softmax
+    batch_size: int  # candidates decoded together; changes speed, never a result
+    offline: bool  # everything it needs ships with the package
+
+    @property
+    def n_tokens(self) -> int:
+        return self.grid * self.grid
+
+
+SCALES = {
+    "pocket": Scale("pocket", 96, 8, steps=8, guidance=1.75, temperature=1.0, batch_size=64, offline=True),
+    # 18 steps and g = 1.75 are the defaults of the paper's code; 50 and 5 those of the 512 px checkpoint.
+    "showo": Scale("showo", 256, 16, steps=18, guidance=1.75, temperature=1.0, batch_size=16, offline=False),
+    "showo512": Scale("showo512", 512, 32, steps=50, guidance=5.0, temperature=1.0, batch_size=4, offline=False),
+}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the protocol is run."""
+
+    name: str
+    n_prompts_per_task: int | None  # the first n of each of the six tasks; None: all 553 prompts
+    n_images: int  # selected images per prompt, each from its own pool
+    n_candidates: int  # N of best-of-N
+    watermark: bool  # True: too few samples to be a result, and every figure says so
+
+
+EFFORTS = {
+    "smoke": Effort("smoke", n_prompts_per_task=3, n_images=1, n_candidates=4, watermark=True),
+    "quick": Effort("quick", n_prompts_per_task=40, n_images=1, n_candidates=20, watermark=False),
+    "full": Effort("full", n_prompts_per_task=None, n_images=4, n_candidates=20, watermark=False),
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One override: its type, the closed range it may take, where its value comes from when it is None."""
+
+    type: type
+    low: float
+    high: float
+    source: str  # "scale" or "effort"
+    help: str
+
+
+PARAMETERS = {
+    "n_prompts_per_task": Parameter(int, 1, 553, "effort", "prompts of each of the six tasks"),
+    "n_images": Parameter(int, 1, 16, "effort", "selected images per prompt"),
+    "n_candidates": Parameter(int, 1, 1000, "effort", "N of best-of-N"),
+    "steps": Parameter(int, 1, 256, "scale", "decoding steps"),
+    "guidance": Parameter(float, 0.0, 20.0, "scale", "classifier-free guidance g"),
+    "temperature": Parameter(float, 0.0, 4.0, "scale", "temperature of the token softmax"),
+    "batch_size": Parameter(int, 1, 4096, "scale", "candidates decoded together; changes no result"),
+}
+NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it
+SAMPLING = tuple(PARAMETERS)
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """What a notebook reads, and which overrides it takes."""
+
+    upstream: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    in_chain: bool = True
+    needs_upstream: bool = True  # False: it reports whatever is there
+
+
+NOTEBOOKS = {
+    "01_baseline": Notebook(overrides=SAMPLING),
+    "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=SAMPLING),
+    "08_report": Notebook(upstream=("01_baseline", "02_outcome_verifier")),
+    "00_index": Notebook(upstream=("01_baseline", "02_outcome_verifier", "08_report"), needs_upstream=False),
+    "_template": Notebook(overrides=("n_candidates",), in_chain=False),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A checked request."""
+
+    notebook: str
+    scale: Scale
+    effort: Effort
+    seed: int
+    passed: dict[str, Any] = field(default_factory=dict)  # overrides as typed, those left None included
+    params: dict[str, Any] = field(default_factory=dict)  # every parameter with the value that is used
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'did you mean X? known: A, B' for an error message."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    listing = ", ".join(names) or "none"
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {listing}"
+
+
+def _choose(what: str, name: Any, known: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"unknown {what} {name!r}; {suggest(name, known)}")
+    return known[name]
+
+
+def _whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+
+
+def _check_value(name: str, value: Any) -> Any:
+    """The value in its declared type; bool is not a number and the string "3" is not 3."""
+    spec = PARAMETERS[name]
+    if spec.type is int:
+        _whole(name, value)
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite {spec.type.__name__}, got {value!r} ({type(value).__name__})")
+    if not spec.low <= value <= spec.high:
+        raise ValueError(f"{name} ({spec.help}) must lie in {spec.low:g}..{spec.high:g}, got {value!r}")
+    return spec.type(value)
+
+
+def check(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Settings:
+    """Settings with every parameter filled in. An override of None takes the value of the scale or effort.
+
+    Raises ValueError for an unknown name (naming the nearest valid one), a wrong type or a value out of range.
+    """
+    spec: Notebook = _choose("notebook", notebook, NOTEBOOKS)
+    chosen_scale, chosen_effort = _choose("scale", scale, SCALES), _choose("effort", effort, EFFORTS)
+    _whole("seed", seed)
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed must lie in 0..{2**31 - 1}, got {seed}")
+    for name in overrides:
+        if name not in spec.overrides:
+            known = ("scale", "effort", "seed", *spec.overrides)
+            raise ValueError(f"notebook {notebook} has no parameter {name!r}; {suggest(name, known)}")
+    params: dict[str, Any] = {}
+    for name, parameter in PARAMETERS.items():
+        typed = overrides.get(name)
+        default = getattr(chosen_scale if parameter.source == "scale" else chosen_effort, name)
+        params[name] = default if typed is None else _check_value(name, typed)
+    return Settings(notebook, chosen_scale, chosen_effort, seed, dict(overrides), params)

@@ -1,0 +1,321 @@
+"""One run of one notebook: its settings, its places, and every number, table and figure it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cotlib import provenance, store
+from cotlib.config import NOTEBOOKS, Effort, Scale, Settings, check, suggest
+from cotlib.errors import CotlibError, ForeignError, IncompleteError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from cotlib.prompts import Prompt
+
+METRICS = "metrics.json"
+RESULTS = "results.json"
+EXECUTED = ("executed.ipynb", "executed.html")
+WATERMARK = "SMOKE, not a result"
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """Finished results of another notebook."""
+
+    notebook: str
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return store.read_json(self.folder / METRICS)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table by name; ValueError names the tables there are."""
+        import pandas as pd
+
+        path = self.folder / "tables" / f"{name}.csv"
+        if not path.is_file():
+            known = sorted(p.stem for p in path.parent.glob("*.csv"))
+            raise ValueError(f"{self.notebook} has no table {name!r}; {suggest(name, known)}")
+        return pd.read_csv(path)
+
+
+@dataclass
+class Run:
+    """What `load` hands to a notebook. Nothing is touched on disk before the first record, table or figure."""
+
+    settings: Settings
+    key: str
+    folder: Path
+    upstream_keys: dict[str, str | None]
+    started: float = field(default_factory=time.time)  # s since 1970
+    _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _files: list[str] = field(default_factory=list)
+    _began: bool = False
+
+    @property
+    def notebook(self) -> str:
+        return self.settings.notebook
+
+    @property
+    def scale(self) -> Scale:
+        return self.settings.scale
+
+    @property
+    def effort(self) -> Effort:
+        return self.settings.effort
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Every parameter with the value in use."""
+        return self.settings.params
+
+    @property
+    def pools(self) -> Path:
+        """Folder of what several notebooks share."""
+        return self.folder.parent / "pools"
+
+    @cached_property
+    def git(self) -> dict[str, Any]:
+        return provenance.git_state()
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompts of this effort, in the official order."""
+        from cotlib import prompts
+
+        everything, n = prompts.geneval_prompts(), self.params["n_prompts_per_task"]
+        return everything if n is None else prompts.take(everything, n)
+
+    def __str__(self) -> str:
+        mark = f"  [{WATERMARK}]" if self.effort.watermark else ""
+        return (
+            f"{self.notebook}: scale {self.scale.name}, effort {self.effort.name}, seed {self.seed}, "
+            f"key {self.key}{mark}\n{self.folder}"
+        )
+
+    @property
+    def footer(self) -> str:
+        """One line that says what made a figure."""
+        commit = (self.git["commit"] or "no commit")[:9] + ("+dirty" if self.git["dirty"] else "")
+        return f"{commit} · {self.scale.name} · {self.effort.name} · seed {self.seed} · key {self.key}"
+
+    def ledger(self, name: str, **what: Any) -> store.Ledger:
+        """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else."""
+        what = {"scale": self.scale.name, "seed": self.seed, **what}
+        return store.Ledger(self.pools / f"{name}.jsonl", store.digest(what)[:12], what)
+
+    def record(
+        self,
+        name: str,
+        value: float | None,
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+        unit: str = "",
+    ) -> None:
+        """Keep one measured number under its stable name; the same name again overwrites.
+
+        low, high: the interval; n: how many units it rests on. ValueError for NaN, infinities, text and bools.
+        """
+        if not isinstance(name, str) or not name.strip("/ ") or name != name.strip("/ ") or "\n" in name:
+            raise ValueError(f"a measurement needs a slash-separated name such as 'tokenizer/psnr', got {name!r}")
+        if not isinstance(unit, str):
+            raise ValueError(f"{name}: unit must be text, got {unit!r}")
+        numbers = {"value": value, "low": low, "high": high, "n": n}
+        entry = {key: _number(f"{name}, {key}", x) for key, x in numbers.items()}
+        if (low is None) != (high is None) or (low is not None and entry["low"] > entry["high"]):
+            raise ValueError(f"{name}: an interval has two ends, low <= high, got {low!r}..{high!r}")
+        origin = {"notebook": self.notebook, "seeds": [self.seed], "commit": self.git["commit"]}
+        self._metrics[name] = {"name": name, **entry, "unit": unit, **origin}
+
+    def table(self, name: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """Keep a table as tables/`name`.csv (without its index) and return it for display."""
+        self._write(f"tables/{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        return frame
+
+    def figure(self, name: str, figure: Figure) -> Path:
+        """Keep a figure as figures/`name`.png with its provenance below, and a watermark on smoke runs."""
+        import io
+
+        _stamp(figure, self.footer, WATERMARK if self.effort.watermark else None)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Description": self.footer})
+        return self._write(f"figures/{name}.png", buffer.getvalue())
+
+    def upstream(self, notebook: str) -> Upstream:
+        """Finished results of a notebook this one reads, of the same scale, effort and seed.
+
+        IncompleteError names the command that makes them; ForeignError if they are of another seed.
+        """
+        known = NOTEBOOKS[self.notebook].upstream
+        if notebook not in known:
+            raise ValueError(
+                f"{self.notebook} does not read {notebook!r} (NOTEBOOKS in config.py); {suggest(notebook, known)}"
+            )
+        folder = self.folder.parent / notebook
+        again = provenance.command(notebook, self.scale.name, self.effort.name, self.seed)
+        try:
+            manifest = provenance.read_manifest(folder)
+        except IncompleteError:
+            raise IncompleteError(
+                f"{self.notebook} needs {notebook}, not finished in {folder}; make it with: {again}"
+            ) from None
+        if manifest["seed"] != self.seed:
+            raise ForeignError(
+                f"{folder} has seed {manifest['seed']} (key {manifest['key']}), "
+                f"this run has {self.seed} (key {self.key}); make it with: {again} --force"
+            )
+        return Upstream(notebook, folder, manifest)
+
+    def merge_results(self) -> list[dict[str, Any]]:
+        """Every finished notebook's measurements and this run's own, as stored in results.json."""
+        self._begin()
+        return merge_results(self.folder.parent, own=self)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The measurements so far."""
+        return list(self._metrics.values())
+
+    def finish(self, *, ok: int, failed: int = 0, unscored: int = 0) -> Path:
+        """Write metrics.json, then run.json: from here on the results count. Counts are of finished units."""
+        counts = {"ok": ok, "failed": failed, "unscored": unscored}
+        for name, count in counts.items():
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise ValueError(f"finish: {name} must be a count, got {count!r}")
+        seconds = time.time() - self.started
+        self.record(f"cost/{self.notebook}", round(seconds, 3), unit="s")
+        self._write(METRICS, store.dump_json(self.records()))
+        return store.write_json(self.folder / provenance.MANIFEST, self._manifest(counts, seconds))
+
+    def _manifest(self, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
+        typed = {"scale": self.scale.name, "effort": self.effort.name, "seed": self.seed, **self.settings.passed}
+        return {
+            "notebook": self.notebook,
+            "key": self.key,
+            "scale": self.scale.name,
+            "effort": self.effort.name,
+            "seed": self.seed,
+            "seeds": {"run": self.seed},
+            "watermark": self.effort.watermark,
+            "request": provenance.request(self.settings),
+            "parameters": {"passed": typed, "effective": self.params},
+            "upstream": self.upstream_keys,
+            "counts": dict(counts),
+            "started": self.started,
+            "seconds": round(seconds, 3),
+            "git": self.git,
+            "versions": provenance.versions(),
+            "machine": provenance.machine(),
+            "files": {name: provenance.file_entry(self.folder / name) for name in self._files},
+        }
+
+    def _write(self, name: str, data: bytes | str) -> Path:
+        self._begin()
+        if name not in self._files:
+            self._files.append(name)
+        return store.atomic_write(self.folder / name, data)
+
+    def _begin(self) -> None:
+        """At the first write, end the validity of an earlier run: its manifest goes first, then what it made."""
+        if self._began:
+            return
+        for name in (provenance.MANIFEST, METRICS, *EXECUTED):
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("tables", "figures"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        spec = NOTEBOOKS[self.notebook]
+        if spec.in_chain and spec.needs_upstream:  # the merged results rest on what is being replaced
+            (self.folder.parent / RESULTS).unlink(missing_ok=True)
+        self._began = True
+
+
+def _number(what: str, value: Any) -> float | int | None:
+    """A finite Python number, or None; numpy and torch scalars are converted."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number or None, got {value!r} ({type(value).__name__})")
+    return value
+
+
+def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
+    """Footer below the figure, watermark across it; a figure saved twice is stamped once."""
+    if any(text.get_gid() == "cotlib-footer" for text in figure.texts):
+        return
+    figure.text(1, 0, footer, gid="cotlib-footer", ha="right", va="top", fontsize=6, color="0.4")
+    if watermark:
+        style = {"ha": "center", "va": "center", "fontsize": 30, "color": "0.2", "alpha": 0.4, "rotation": 20}
+        figure.text(0.5, 0.5, watermark, gid="cotlib-watermark", zorder=1000, **style)
+
+
+def load(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Run:
+    """Check a notebook's parameters and say where its results will lie.
+
+    ValueError for a bad parameter, ForeignError if finished results of another configuration lie there; both
+    before any compute.
+    """
+    settings = check(notebook, scale=scale, effort=effort, seed=seed, **overrides)
+    folder = provenance.outputs_of(scale, effort) / notebook
+    key, upstream = provenance.run_key(settings)
+    provenance.refuse_foreign(folder, settings, key)
+    run = Run(settings, key, folder, upstream)
+    print(run)
+    return run
+
+
+def merge_results(folder: Path, own: Run | None = None) -> list[dict[str, Any]]:
+    """Collect the measurements of every finished notebook of one scale and effort into results.json.
+
+    own: a run in progress, whose measurements replace what its notebook left earlier.
+    Two values for one name, two seeds, or results made from an older upstream are errors.
+    """
+    merged: dict[str, dict[str, Any]] = {}
+    for entry in collect(folder, without=own.notebook if own else None) + (own.records() if own else []):
+        other = merged.setdefault(entry["name"], entry)
+        if other["value"] != entry["value"]:
+            raise CotlibError(
+                f"{entry['name']} is {other['value']} in {other['notebook']} and {entry['value']} in "
+                f"{entry['notebook']}; record a measurement in one notebook only"
+            )
+    seeds = sorted({seed for entry in merged.values() for seed in entry["seeds"]})
+    if len(seeds) > 1:
+        raise ForeignError(
+            f"{folder} mixes seeds {seeds}; run every notebook with one --seed, or use two outputs folders"
+        )
+    records = sorted(merged.values(), key=lambda entry: entry["name"])
+    store.write_json(folder / RESULTS, records)
+    return records
+
+
+def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
+    """Measurements of the finished notebooks of the chain, digests checked; an unfinished notebook adds none."""
+    manifests = {
+        name: provenance.read_manifest(folder / name)
+        for name, spec in NOTEBOOKS.items()
+        if spec.in_chain and name != without and (folder / name / provenance.MANIFEST).is_file()
+    }
+    for name, manifest in manifests.items():
+        for upstream, key in manifest["upstream"].items():
+            if NOTEBOOKS[name].needs_upstream and upstream in manifests and manifests[upstream]["key"] != key:
+                again = provenance.command(name, manifest["scale"], manifest["effort"], manifest["seed"])
+                raise IncompleteError(
+                    f"{folder / name} was made from an earlier {upstream}; make it again with: {again}"
+                )
+    return [entry for name in manifests for entry in store.read_json(folder / name / METRICS)]

@@ -1,0 +1,178 @@
+"""Intervals for GenEval scores: percentile bootstrap over prompts within each task, on `scipy.stats.bootstrap`.
+
+Prompts are what is resampled, never images: the images of one prompt succeed or fail together. Each task keeps its own
+number of prompts in every resample, as the six-task mean weighs tasks and not prompts. Where nothing varies within any
+task the interval has zero width; that says that the sample shows no variation, not that there is none.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+
+from .prompts import TASKS, Prompt, check_known
+
+N_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    low: float
+    high: float
+    n: int  # prompts
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {(self.high - self.low) / 2:.2f} (n={self.n})"
+
+
+def overall(
+    prompts: Sequence[Prompt], per_prompt: Mapping[str, float], confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean of the six task means of a per-prompt score; only prompts in `per_prompt` count.
+
+    Raises ValueError if a task has none, for an id that is not among the prompts and for a value that is no number.
+    """
+    return _estimate(_by_task(prompts, per_prompt), TASKS, confidence, seed)
+
+
+def task(
+    prompts: Sequence[Prompt], per_prompt: Mapping[str, float], name: str, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean of one task; raises as `overall` does."""
+    check_known(name, TASKS, "task")
+    return _estimate(_by_task(prompts, per_prompt), (name,), confidence, seed)
+
+
+def paired(
+    prompts: Sequence[Prompt],
+    a: Mapping[str, float],
+    b: Mapping[str, float],
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Overall of a minus overall of b, paired by prompt. Raises ValueError unless both hold the same prompts."""
+    if odd := sorted(a.keys() ^ b.keys()):
+        raise ValueError(
+            f"a paired comparison needs the same prompts on both sides; {len(odd)} are on one only, "
+            f"the first {odd[0]!r}; drop them from it or score them on the other"
+        )
+    by_task_a, by_task_b = _by_task(prompts, a), _by_task(prompts, b)
+    return _estimate({name: by_task_a[name] - by_task_b[name] for name in TASKS}, TASKS, confidence, seed)
+
+
+def _by_task(prompts: Sequence[Prompt], per_prompt: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Each task's scores, in the order of `prompts`, so that the interval does not depend on that of the mapping."""
+    if strangers := per_prompt.keys() - {prompt.id for prompt in prompts}:
+        raise ValueError(
+            f"scores of {len(strangers)} unknown prompts, the first {min(strangers)!r}; pass their prompts"
+        )
+    groups: dict[str, list[float]] = {name: [] for name in TASKS}
+    for prompt in prompts:
+        if prompt.id not in per_prompt:
+            continue
+        score = per_prompt[prompt.id]
+        if score is None or not math.isfinite(score):
+            raise ValueError(f"the score of prompt {prompt.id!r} is {score}; leave unscored prompts out and count them")
+        groups[prompt.task].append(score)
+    return {name: np.array(scores, float) for name, scores in groups.items()}
+
+
+def _estimate(by_task: Mapping[str, np.ndarray], names: Sequence[str], confidence: float, seed: int) -> Estimate:
+    if empty := [name for name in names if not len(by_task[name])]:
+        raise ValueError(f"no scored prompt of task {', '.join(empty)}; the mean is over {', '.join(names)}")
+    groups = [by_task[name] for name in names]
+
+    def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+
+    value, n = float(statistic(*groups)), sum(map(len, groups))
+    # scipy wants two observations; a lone prompt, twice itself, resamples to itself and adds no width
+    padded = [group if len(group) > 1 else np.repeat(group, 2) for group in groups]
+    interval = bootstrap(
+        padded,
+        statistic,
+        vectorized=True,
+        n_resamples=N_RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), n)
+
+
+# --- Ranking ----------------------------------------------------------------------------------------------------
+
+
+def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """Area under the ROC curve: how often a positive outscores a negative, ties half.
+
+    Raises ValueError where all labels are alike, as it is then undefined.
+    """
+    return _auc(*_checked(scores, labels))
+
+
+def auc_interval(
+    scores: Sequence[float],
+    labels: Sequence[bool],
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """AUC over all candidates, its interval by resampling groups (prompt ids) whole; n is the number of groups.
+
+    Resamples in which all labels are alike have no AUC and are left out. Raises as `auc` does.
+    """
+    scores, labels = _checked(scores, labels)
+    if len(groups) != len(scores):
+        raise ValueError(f"expected a group for each of {len(scores)} scores, got {len(groups)}")
+    members: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    rows = [np.array(of_group) for of_group in members.values()]
+    if len(rows) < 2:
+        raise ValueError(f"an interval over groups needs at least two of them, got {len(rows)}; use auc")
+
+    def statistic(chosen: np.ndarray) -> float:
+        picked = np.concatenate([rows[i] for i in chosen])
+        return _auc(scores[picked], labels[picked])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # of the NaN resamples, left out below
+        resampled = bootstrap(
+            (np.arange(len(rows)),),
+            statistic,
+            vectorized=False,
+            n_resamples=N_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Estimate(_auc(scores, labels), float(low), float(high), len(rows))
+
+
+def _checked(scores: Sequence[float], labels: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    scores, labels = np.asarray(scores, float), np.asarray(labels, bool)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"expected one label per score, got shapes {scores.shape} and {labels.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} of {len(scores)} scores are no numbers; leave them out first")
+    if labels.all() or not labels.any():
+        raise ValueError(f"AUC needs positives and negatives; got {labels.sum()} positives among {len(labels)} labels")
+    return scores, labels
+
+
+def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The Mann-Whitney statistic over the number of pairs; NaN where all labels are alike."""
+    n_positive = int(labels.sum())
+    n_negative = len(labels) - n_positive
+    if not n_positive or not n_negative:
+        return math.nan
+    u = rankdata(scores)[labels].sum() - n_positive * (n_positive + 1) / 2
+    return float(u / (n_positive * n_negative))

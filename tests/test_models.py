@@ -1,0 +1,208 @@
+"""Generator, judge, tokenizer and detector at tiny random size: layout, masks, files, refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from cotlib.detect import PocketDetector, PocketEvaluator
+from cotlib.errors import CorruptError
+from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
+from cotlib.pocket.tokenizer import PocketTokenizer, psnr
+from cotlib.showo import Showo, ShowoConfig
+from cotlib.words import build_tokenizer, split
+
+
+@pytest.fixture(scope="module")
+def generator() -> Showo:
+    torch.manual_seed(0)
+    words = build_tokenizer()
+    config = ShowoConfig(
+        len(words), codebook_size=32, num_vq_tokens=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return Showo(config, words).eval()
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    torch.manual_seed(0)
+    words = judge_tokenizer()
+    config = pocket_judge_config(words, width=32, layers=1)
+    return Judge(LlavaOnevisionForConditionalGeneration(config).eval(), words)
+
+
+# --- Words ---
+
+
+def test_class_names_are_single_tokens_and_the_longest_match_wins():
+    words = build_tokenizer()
+    ids = split(words, "a photo of two hot dogs left of an orange orange and a dog")
+    assert words.convert_ids_to_tokens(ids) == [
+        *("a photo of", "two", "hot dogs", "left of", "an", "orange", "orange", "and", "a", "dog")
+    ]
+
+
+def test_an_unknown_word_is_named_with_its_nearest():
+    with pytest.raises(ValueError, match="'zebar' is outside the pocket vocabulary; nearest known: zebra"):
+        split(build_tokenizer(), "a photo of a zebar")
+
+
+# --- Generator ---
+
+
+def test_the_sequence_is_show_os(generator):
+    config = generator.config
+    text = generator.text_ids(["a photo of a dog", ""])
+    assert text[1].tolist()[-3:] == [config.special("t2i"), generator.tokenizer.eos_token_id] + [
+        generator.tokenizer.eos_token_id
+    ]
+    assert (text[:, 0] == config.pad_id).all()
+    masked = torch.tensor([[True, False, True, False]] * 2)
+    ids = generator.sequence(text, torch.zeros(2, 4, dtype=torch.long), masked)
+    assert ids[0, -6:].tolist() == [
+        config.special("soi"),
+        *(config.mask_id, config.image_offset, config.mask_id, config.image_offset),
+        config.special("eoi"),
+    ]
+
+
+def test_text_never_sees_the_image_and_nobody_sees_padding(generator):
+    text = generator.text_ids(["a photo of a dog"])
+    allowed = generator.attention_mask(text)[0, 0]
+    T, pads = text.shape[1], int((text == generator.config.pad_id).sum())
+    assert not allowed[:T, T:].any()
+    assert not allowed[pads:, :pads].any()
+    assert allowed[T:, pads:].all()
+    assert torch.equal(allowed[pads:T, pads:T], torch.ones(T - pads, T - pads, dtype=torch.bool).tril())
+
+
+def test_the_prompt_and_the_known_codes_change_the_prediction(generator):
+    codes, masked = torch.zeros(1, 4, dtype=torch.long), torch.tensor([[True, True, False, False]])
+    with torch.no_grad():
+        dog, cat = (generator(generator.text_ids([f"a photo of a {c}"]), codes, masked) for c in ("dog", "cat"))
+        other = generator(generator.text_ids(["a photo of a dog"]), codes + 5, masked)
+    assert not torch.allclose(dog, cat) and not torch.allclose(dog, other)
+
+
+def test_a_masked_code_is_not_seen(generator):
+    text, masked = generator.text_ids(["a photo of a dog"]), torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        a, b = (generator(text, torch.full((1, 4), k), masked) for k in (0, 7))
+    assert torch.equal(a, b)
+
+
+def test_the_generator_survives_a_round_trip_to_disk(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    again = Showo.from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in generator.state_dict().items())
+    assert all(k.startswith("showo.") for k in again.state_dict())
+
+
+def test_truncated_weights_are_named(generator, tmp_path):
+    generator.save_pretrained(tmp_path)
+    file = tmp_path / "pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CorruptError, match="pytorch_model.safetensors"):
+        Showo.from_pretrained(tmp_path)
+
+
+def test_a_prompt_that_is_too_long_is_refused(generator):
+    with pytest.raises(ValueError, match="at most 17"):
+        generator.text_ids(["a photo of a dog" + " and a dog" * 10])
+
+
+# --- Judge ---
+
+
+def test_packed_questions_are_answered_as_if_asked_alone(judge):
+    pixels = torch.randn(2, 3, 96, 96)
+    questions = [split(judge.tokenizer, outcome_question(f"a photo of {t}")) for t in ("a dog", "two hot dogs")]
+    with torch.no_grad():
+        tokens = judge.look(pixels)
+        packed = judge.answer_logits(tokens, [questions, questions])
+        alone = torch.cat([judge.answer_logits(tokens, [[q], [q]]) for q in questions], dim=1)
+    assert torch.allclose(packed, alone, atol=1e-5)
+
+
+def test_p_yes_is_deterministic_and_independent_of_the_batch(judge):
+    images = np.random.default_rng(0).integers(0, 256, (5, 96, 96, 3), np.uint8)
+    asked = [outcome_question(f"a photo of a {c}") for c in ("dog", "cat", "red car", "tie", "bus")]
+    together, again = judge.p_yes(images, asked), judge.p_yes(images, asked)
+    alone = np.concatenate([judge.p_yes(images[i : i + 1], asked[i : i + 1]) for i in range(5)])
+    assert np.array_equal(together, again)
+    assert np.abs(together - alone).max() < 5e-3  # bfloat16
+    assert together.std() > 0
+
+
+def test_the_judge_survives_a_round_trip_to_disk(judge, tmp_path):
+    judge.save_pretrained(tmp_path)
+    again = Judge.from_pretrained(tmp_path)
+    images = np.zeros((1, 96, 96, 3), np.uint8)
+    question = [outcome_question("a photo of a dog")]
+    assert np.array_equal(judge.p_yes(images, question), again.p_yes(images, question))
+
+
+def test_the_published_question_is_asked_word_for_word():
+    assert outcome_question("a photo of a dog") == (
+        "This image is generated by a prompt: a photo of a dog. Does this image accurately represent the prompt? "
+        "Please answer yes or no without explanation."
+    )
+
+
+# --- Tokenizer and detector ---
+
+
+def test_the_same_cell_has_the_same_code_wherever_it_stands():
+    torch.manual_seed(0)
+    tokenizer = PocketTokenizer(width=32, hidden=32)
+    image = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3), np.uint8)
+    moved = np.roll(image, (12, 24), axis=(1, 2))
+    codes = tokenizer.encode(image).view(8, 8)
+    assert torch.equal(tokenizer.encode(moved).view(8, 8), codes.roll((1, 2), (0, 1)))
+
+
+def test_codes_are_signs_most_significant_channel_first():
+    tokenizer = PocketTokenizer(bits=3, width=32, hidden=32)
+    z = torch.tensor([0.5, -1.0, 0.0]).view(1, 3, 1, 1)
+    assert tokenizer.quantize(z).item() == 4  # zero counts as negative
+    assert tokenizer.signs(torch.tensor([[[4]]])).flatten().tolist() == [1, -1, -1]
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (96, 96, 3), (1, 96, 96, 4)])
+def test_a_picture_of_the_wrong_size_is_refused(shape):
+    with pytest.raises(ValueError, match="96, 96, 3"):
+        PocketTokenizer(width=32, hidden=32).encode(np.zeros(shape, np.uint8))
+
+
+def test_mask_tokens_left_in_are_refused():
+    with pytest.raises(ValueError, match="were mask tokens left in"):
+        PocketTokenizer(width=32, hidden=32).decode(torch.full((1, 64), 4096))
+
+
+def test_psnr_of_a_known_error():
+    a = np.zeros((1, 2, 2, 3), np.uint8)
+    assert psnr(a, a + 255) == pytest.approx(0)
+    assert psnr(a, a + 1) == pytest.approx(20 * np.log10(255))
+
+
+def test_a_whole_block_of_votes_is_one_object_and_half_a_block_scores_half():
+    evaluator = PocketEvaluator(PocketDetector(width=16, depth=1))
+    color = torch.zeros(11, 8, 8)
+    color[2, 1:4, 1:4] = 1.0
+    scores = {3: torch.zeros(80, 6, 6), 4: torch.zeros(80, 5, 5)}
+    scores[3][16, 1, 1], scores[3][16, 1, 2], scores[4][7, 1, 1] = 0.95, 0.6, 0.5
+    (only,) = evaluator._objects(color, scores).items()
+    assert only[0].cls == "dog" and only[0].box == (12.0, 12.0, 48.0, 48.0) and only[1] == "yellow"
+
+
+def test_one_prompt_per_picture():
+    with pytest.raises(ValueError, match="one prompt per picture"):
+        PocketEvaluator(PocketDetector(width=16, depth=1)).evaluate(np.zeros((1, 96, 96, 3), np.uint8), [])
+
+
+def test_saved_hub_models_carry_their_sizes(tmp_path):
+    PocketTokenizer(width=32, hidden=32).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden"] == 32
+    assert PocketTokenizer.from_pretrained(tmp_path).codebook_size == 4096
