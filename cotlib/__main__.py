@@ -175,19 +175,19 @@ def geneval(
     out: Annotated[Path, typer.Argument(help="Folder to write; one subfolder per prompt.")],
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",
-    pool: Annotated[str, typer.Option(help="Which pool of candidates: a name in pools/.")] = "base",
-    images: Annotated[int, typer.Option(min=1, help="Images per prompt, the pool's first ones.")] = 4,
+    generator: Annotated[str, typer.Option(help="Whose candidates: the first part of a pool's name.")] = "base",
+    candidates: Annotated[int, typer.Option(min=1, help="How many of each pool; there is one pool per image.")] = 1,
 ) -> None:
     """Write images in GenEval's folder layout, for the official evaluator."""
     import torch
 
     from cotlib import loaders, provenance
-    from cotlib.export import export_pool
+    from cotlib.export import export_pools, pools_of
 
-    source = provenance.outputs_of(scale, effort) / "pools" / f"{pool}.jsonl"
+    pools = pools_of(provenance.outputs_of(scale, effort) / "pools", generator)
     tokenizer = loaders.load_tokenizer(SCALES[scale])
-    n = export_pool(source, out, images, lambda codes: tokenizer.decode(torch.tensor(codes)))
-    print(f"{n} prompts x {images} images in {out}")
+    n = export_pools(pools, out, candidates, lambda codes: tokenizer.decode(torch.tensor(codes)))
+    print(f"{n} prompts x {len(pools) * candidates} images in {out}")
 
 
 @app.command()

@@ -43,15 +43,14 @@ class Block(nn.Module):
 class PocketDetector(nn.Module, PyTorchModelHubMixin):
     """pixels [B, 3, 96, 96] in [-1, 1] -> per-cell logits of class, colour and place."""
 
-    def __init__(self, cell: int = 12, grid: int = 8, width: int = 160, depth: int = 4):
+    def __init__(self, cell: int = 12, grid: int = 8, width: int = 192, depth: int = 3):
         super().__init__()
         self.cell, self.grid = cell, grid
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width // 2, 4, stride=4),
+        self.stem = nn.Sequential(  # each cell by itself: what it shows is mostly in its own pixels
+            nn.PixelUnshuffle(cell),
+            nn.Conv2d(3 * cell * cell, 2 * width, 1),
             nn.SiLU(),
-            nn.Conv2d(width // 2, width, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(width, width, cell // 4, stride=cell // 4),
+            nn.Conv2d(2 * width, width, 1),
         )
         self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)], nn.GroupNorm(8, width), nn.SiLU())
         self.head = nn.Conv2d(width, len(CLASSES) + 1 + len(PALETTE) + len(PLACES), 1)

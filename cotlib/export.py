@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,21 +32,30 @@ def write_prompt(out: Path, prompt: Prompt, pictures: np.ndarray) -> None:
         atomic_write(folder / "samples" / f"{index:04}.png", buffer.getvalue())
 
 
-def export_pool(pool: Path, out: Path, n_images: int, decode: Callable[[list[list[int]]], np.ndarray]) -> int:
-    """Write the first `n_images` candidates of every prompt of a pool; returns the number of prompts.
+def pools_of(folder: Path, generator: str) -> list[Path]:
+    """The pools `generator`-0, -1, ..., one for each image of a prompt. IncompleteError if there are none."""
+    found = [path for path in folder.glob("*.jsonl") if re.fullmatch(rf"{re.escape(generator)}-\d+", path.stem)]
+    if not found:
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl"))) or "none"
+        raise IncompleteError(
+            f"no pool {generator}-0 in {folder}; there: {known}; make them with: cotlib run 01_baseline"
+        )
+    return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
 
-    pool: a ledger whose records hold "prompt" and "codes" [K][L]. decode: codes [K][L] -> uint8 [K, H, W, 3].
-    Raises IncompleteError if there is no such pool, ValueError if it holds fewer candidates than asked for.
+
+def export_pools(pools: list[Path], out: Path, n: int, decode: Callable[[list[list[int]]], np.ndarray]) -> int:
+    """Write the first `n` candidates of every pool as the samples of a prompt; returns the number of prompts.
+
+    pools: ledgers whose records hold "prompt" and "codes" [K][L]. decode: codes [B][L] -> uint8 [B, H, W, 3].
+    A prompt that is not in every pool yet is left out. ValueError if a pool holds fewer candidates than asked for.
     """
-    try:
-        ledger = Ledger.existing(pool)
-    except FileNotFoundError:
-        known = ", ".join(sorted(path.stem for path in pool.parent.glob("*.jsonl"))) or "none"
-        raise IncompleteError(f"no pool {pool}; pools there: {known}; make them with: cotlib run 01_baseline") from None
-    found = [(prompt, ledger.get(prompt.id)) for prompt in geneval_prompts() if prompt.id in ledger]
-    for prompt, record in found:
-        if not 1 <= n_images <= len(record.get("codes", [])):
-            raise ValueError(f"{pool}: prompt {prompt.id} has {len(record.get('codes', []))} images, not {n_images}")
-    for prompt, record in found:
-        write_prompt(out, prompt, decode(record["codes"][:n_images]))
-    return len(found)
+    ledgers = [Ledger.existing(path) for path in pools]
+    prompts = [prompt for prompt in geneval_prompts() if all(prompt.id in ledger for ledger in ledgers)]
+    codes = {prompt.id: [ledger.get(prompt.id)["codes"] for ledger in ledgers] for prompt in prompts}
+    for id, candidates in codes.items():
+        fewest = min(map(len, candidates))
+        if not 1 <= n <= fewest:
+            raise ValueError(f"{pools[0].parent}: prompt {id} has {fewest} candidates, not {n}; ask for fewer")
+    for prompt in prompts:
+        write_prompt(out, prompt, decode([row for rows in codes[prompt.id] for row in rows[:n]]))
+    return len(prompts)

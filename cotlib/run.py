@@ -182,11 +182,6 @@ class Run:
             )
         return Upstream(notebook, folder, manifest)
 
-    def merge_results(self) -> list[dict[str, Any]]:
-        """Every finished notebook's measurements and this run's own, as stored in results.json."""
-        self._begin()
-        return merge_results(self.folder.parent, own=self)
-
     def records(self) -> list[dict[str, Any]]:
         """The measurements so far."""
         return list(self._metrics.values())

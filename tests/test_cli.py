@@ -12,6 +12,7 @@ from cotlib import chain, loaders
 from cotlib.__main__ import main
 from cotlib.errors import CotlibError, IncompleteError, KernelDiedError, NotebookError
 from cotlib.prompts import geneval_prompts
+from cotlib.run import merge_results
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +41,9 @@ def call(capsys):
 def finish(notebook, name, value, **interval):
     here = cotlib.load(notebook, scale="pocket", effort="quick", seed=0)
     here.record(name, value, **interval)
-    if notebook == "08_report":
-        here.merge_results()
     here.finish(ok=1)
+    if notebook == "08_report":
+        merge_results(here.folder.parent, own=here)
 
 
 def test_help_names_every_command_and_the_exit_codes(call):
@@ -158,29 +159,32 @@ class TestExportGeneval:
         monkeypatch.setattr(loaders, "load_tokenizer", lambda scale: types.SimpleNamespace(decode=decode))
 
     def fill(self):
-        ledger = cotlib.load("01_baseline", scale="pocket", effort="quick", seed=0).ledger("base", steps=8)
-        for number, prompt in enumerate(geneval_prompts()[:2]):
-            ledger.append({"prompt": prompt.id, "codes": [[10 * number + k, 0] for k in range(4)]})
+        run = cotlib.load("01_baseline", scale="pocket", effort="quick", seed=0)
+        for image in (0, 1):
+            ledger = run.ledger(f"base-{image}", image=image)
+            for number, prompt in enumerate(geneval_prompts()[: 3 - image]):
+                ledger.append({"prompt": prompt.id, "codes": [[100 * image + 10 * number + k, 0] for k in range(4)]})
+        run.ledger("base-0-verdicts").append({"prompt": "00000"})
 
     def test_the_layout_is_the_one_the_official_evaluator_reads(self, call, tmp_path):
         self.fill()
-        code, said, _ = call("export", "geneval", str(tmp_path / "out"), "--images", "3")
-        assert code == 0 and said == f"2 prompts x 3 images in {tmp_path / 'out'}\n"
+        code, said, _ = call("export", "geneval", str(tmp_path / "out"), "--candidates", "2")
+        assert code == 0 and said == f"2 prompts x 4 images in {tmp_path / 'out'}\n"
         assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000", "00001"]
         folder = tmp_path / "out" / "00001"
         assert json.loads((folder / "metadata.jsonl").read_text()) == geneval_prompts()[1].metadata()
-        pixels = [int(np.asarray(Image.open(folder / "samples" / f"{k:04}.png"))[0, 0, 0]) for k in range(3)]
-        assert pixels == [10, 11, 12] and len(list((folder / "samples").iterdir())) == 3
+        pixels = [int(np.asarray(Image.open(folder / "samples" / f"{k:04}.png"))[0, 0, 0]) for k in range(4)]
+        assert pixels == [10, 11, 110, 111] and len(list((folder / "samples").iterdir())) == 4
 
-    def test_more_images_than_the_pool_holds_are_refused_before_a_file_is_written(self, call, tmp_path):
+    def test_more_candidates_than_a_pool_holds_are_refused_before_a_file_is_written(self, call, tmp_path):
         self.fill()
-        code, _, complaint = call("export", "geneval", str(tmp_path / "out"), "--images", "5")
-        assert code == 2 and "has 4 images, not 5" in complaint and not (tmp_path / "out").exists()
+        code, _, complaint = call("export", "geneval", str(tmp_path / "out"), "--candidates", "5")
+        assert code == 2 and "has 4 candidates, not 5" in complaint and not (tmp_path / "out").exists()
 
     def test_a_missing_pool_is_named_beside_those_that_exist(self, call, tmp_path):
         self.fill()
-        code, _, complaint = call("export", "geneval", str(tmp_path / "out"), "--pool", "dpo")
-        assert code == 3 and "dpo.jsonl; pools there: base" in complaint
+        code, _, complaint = call("export", "geneval", str(tmp_path / "out"), "--generator", "dpo")
+        assert code == 3 and "no pool dpo-0" in complaint and "there: base-0, base-0-verdicts, base-1" in complaint
 
 
 def test_info_says_versions_places_and_weights(call, project):

@@ -12,7 +12,7 @@ from cotlib.seeds import sample_seed
 
 @dataclass
 class ToyGenerator:
-    """Predicts code (position + number of words) % V more surely towards the end; the unconditional prompt predicts nothing."""
+    """Predicts code (position + number of words) % V, more surely towards the end; no prompt, no opinion."""
 
     n_tokens: int = 16
     codebook: int = 8

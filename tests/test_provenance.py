@@ -278,7 +278,7 @@ class TestMerge:
         finished("02_outcome_verifier", value=0.2)
         here = load("08_report")
         here.record("report/x", 0.3)
-        merged = here.merge_results()
+        merged = run.merge_results(here.folder.parent, own=here)
         values = {r["name"]: r["value"] for r in merged if not r["name"].startswith("cost/")}
         assert values == {"01_baseline/value": 0.1, "02_outcome_verifier/value": 0.2, "report/x": 0.3}
         assert store.read_json(here.folder.parent / "results.json") == merged

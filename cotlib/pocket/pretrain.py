@@ -184,12 +184,13 @@ PLACE_OF = {
 
 def damage(images: np.ndarray, vision: PocketTokenizer, rng: np.random.Generator) -> np.ndarray:
     """What generated pictures look like: half of them pass the tokenizer, some codes wrong; then noise and blur."""
-    codes = vision.encode(images)
-    wrong = torch.from_numpy(rng.random(codes.shape) < rng.choice([0.0, 0.0, 0.02], size=(len(codes), 1)))
-    others = codes.flatten()[torch.from_numpy(rng.integers(codes.numel(), size=codes.numel()))].view_as(codes)
     through = np.flatnonzero(rng.random(len(images)) < 0.5)
     out = images.copy()
-    out[through] = vision.decode(torch.where(wrong, others, codes)[through])
+    if len(through):
+        codes = vision.encode(images[through])
+        wrong = torch.from_numpy(rng.random(codes.shape) < rng.choice([0.0, 0.0, 0.02], size=(len(codes), 1)))
+        others = codes.flatten()[torch.from_numpy(rng.permutation(codes.numel()))].view_as(codes)
+        out[through] = vision.decode(torch.where(wrong, others, codes))
     out = out.astype(np.float32)
     out += rng.choice([0, 4, 10], size=(len(out), 1, 1, 1)) * rng.standard_normal(out.shape, np.float32)
     soft = np.flatnonzero(rng.random(len(out)) < 0.2)
@@ -197,7 +198,7 @@ def damage(images: np.ndarray, vision: PocketTokenizer, rng: np.random.Generator
     return out.clip(0, 255).astype(np.uint8)
 
 
-def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int = 64) -> PocketDetector:
+def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int = 32) -> PocketDetector:
     vision = load_vision()
     torch.manual_seed(seed)  # initial weights
     model = PocketDetector().to(memory_format=torch.channels_last)
