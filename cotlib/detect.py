@@ -18,10 +18,9 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
-from .geneval import Detection, Verdict, evaluate
+from .geneval import NATURAL, Detection, Verdict, evaluate
 from .prompts import CLASSES, COLORS, Prompt
 
-NATURAL = "natural"
 PALETTE = (*COLORS, NATURAL)
 SIDES = (3, 4)  # cells a side of an object
 # (cells, row, column) of every place a cell can have in an object; the network's third answer is an index into this.

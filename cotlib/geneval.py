@@ -28,6 +28,8 @@ MAX_PER_CLASS = 16
 POSITION_SLACK = 0.1  # of the two objects' size, taken off the distance between their centres
 DIRECTION = 0.5  # of a unit vector: within 60 degrees of the axis
 
+NATURAL = "natural"  # what a classifier may answer beside GenEval's ten: nobody painted this
+
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in px
 
 
@@ -112,7 +114,7 @@ def _count_reason(clause: Clause, found: list[Detection]) -> str | None:
 def _color_reason(clause: Clause, found: list[Detection], color_of: ColorOf) -> str | None:
     if clause.color is None:
         return None
-    colors = [check_known(color_of(detection), COLORS, "colour") for detection in found]
+    colors = [check_known(color_of(detection), (*COLORS, NATURAL), "colour") for detection in found]
     if colors.count(clause.color) >= clause.count:
         return None
     return f"expected {_some(f'{clause.color} {clause.cls}', clause.count)}, found {' and '.join(colors)}"

@@ -68,7 +68,7 @@ class ShowoConfig:
             num_hidden_layers=self.num_hidden_layers,
             num_attention_heads=self.num_attention_heads,
             qk_layernorm=True,
-            hidden_act="gelu_new",
+            hidden_act="gelu_pytorch_tanh",  # the same function as phi's gelu_new, in one fused kernel
             rope_parameters={
                 "rope_type": "default",
                 "rope_theta": self.rope_theta,

@@ -337,3 +337,9 @@ def test_a_task_without_a_scored_image_is_named(nothing):
 def test_verdicts_of_unknown_prompts_are_refused():
     with pytest.raises(ValueError, match="1 unknown prompts, the first 'elsewhere'"):
         accuracy_by_task(TWELVE, {**verdicts(), "elsewhere": [True]})
+
+
+def test_natural_colours_are_an_answer_and_no_colour_of_the_ten():
+    prompt = Prompt("0", "a photo of a red dog", "colors", (Clause("dog", color="red"),))
+    verdict = evaluate(prompt, [Detection("dog", 0.9, (0, 0, 1, 1))], lambda detection: "natural")
+    assert verdict.reasons == ("expected a red dog, found natural",)

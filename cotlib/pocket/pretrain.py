@@ -21,8 +21,8 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from ..detect import NATURAL, PALETTE, PLACES, SIDES, PocketDetector, PocketEvaluator
-from ..geneval import Detection, evaluate
+from ..detect import PALETTE, PLACES, SIDES, PocketDetector, PocketEvaluator
+from ..geneval import NATURAL, Detection, evaluate
 from ..judge import PRESENCE_AFTER, PRESENCE_BEFORE, Judge, judge_tokenizer, outcome_question, pocket_judge_config
 from ..prompts import CLASSES, COLORS, Prompt, geneval_prompts, with_article
 from ..provenance import machine
