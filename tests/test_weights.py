@@ -1,0 +1,66 @@
+"""The shipped weights are what their cards say, within a margin that noise cannot reach."""
+
+import numpy as np
+import pytest
+import torch
+
+from cotlib.config import SCALES
+from cotlib.decode import DecodeOptions, decode, final
+from cotlib.judge import outcome_question
+from cotlib.loaders import WEIGHTS, load_evaluator, load_generator, load_judge, load_tokenizer, weights_folder
+from cotlib.pocket import pretrain, world
+from cotlib.prompts import geneval_prompts, take
+from cotlib.stats import auc
+
+POCKET = SCALES["pocket"]
+PROMPTS = take(geneval_prompts(), 10)
+
+
+@pytest.fixture(scope="module")
+def true_scenes() -> list[world.Scene]:
+    return [world.scene_of(p, 11) for p in PROMPTS]
+
+
+def test_every_part_ships_with_a_card_that_names_its_command():
+    for part in pretrain.PARTS:
+        assert f"cotlib pretrain {part} --minutes" in (WEIGHTS / part / "README.md").read_text()
+
+
+def test_weights_are_safetensors_under_16_megabytes_each_and_48_in_all():
+    sizes = [path.stat().st_size for path in WEIGHTS.rglob("*.safetensors")]
+    assert max(sizes) < 16e6 and sum(sizes) < 48e6
+    assert not [p for p in WEIGHTS.rglob("*") if p.suffix in {".bin", ".pt", ".pkl"}]
+
+
+def test_the_tokenizer_rebuilds_held_out_scenes():
+    assert pretrain.check_tokenizer(load_tokenizer(POCKET), n=64)["psnr_db"] > 28
+
+
+def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
+    evaluator, images = load_evaluator(POCKET), pretrain.pictures(true_scenes)
+    others = pretrain.shuffled_prompts(list(PROMPTS), np.random.default_rng(0))
+    for asked in (list(PROMPTS), others):
+        said = [v.correct for v in evaluator.evaluate(images, asked)]
+        truth = [pretrain.truth_of(s, p) for s, p in zip(true_scenes, asked, strict=True)]
+        assert np.mean(np.equal(said, truth)) > 0.9
+
+
+def test_the_judge_tells_true_descriptions_from_false_ones(true_scenes):
+    rng = np.random.default_rng(0)
+    asked = [p.text for p in PROMPTS] + [world.misdescribe(s, rng) for s in true_scenes]
+    images = pretrain.pictures([*true_scenes, *true_scenes])
+    p_yes = load_judge(POCKET).p_yes(images, [outcome_question(text) for text in asked])
+    assert auc(p_yes, [True] * len(PROMPTS) + [False] * len(PROMPTS)) > 0.8
+
+
+def test_the_shipped_generator_gives_the_same_picture_in_any_batch():
+    generator, options = load_generator(POCKET), DecodeOptions(steps=4)
+    texts, seeds = [p.text for p in PROMPTS[:6]], list(range(6))
+    together = final(decode(generator, texts, seeds, options)).codes
+    alone = torch.cat([final(decode(generator, [t], [s], options)).codes for t, s in zip(texts, seeds, strict=True)])
+    assert torch.equal(together, alone)
+
+
+def test_a_scale_without_weights_is_refused_before_any_compute():
+    with pytest.raises(ValueError, match="use --scale pocket"):
+        weights_folder(SCALES["showo"], "generator")
