@@ -1,7 +1,7 @@
 """A vision-language model asked yes/no questions about a picture: P(yes) from one forward pass.
 
 `LlavaOnevisionForConditionalGeneration` in both sizes. P(yes) = sigmoid(logit "yes" - logit "no") at the answer's
-position: deterministic, unlike the released code, which samples an answer (selector.py, see docs of arXiv:2501.13926).
+position: deterministic, unlike the released code, which samples an answer (selector.py of the paper's repository).
 
 Left out so far: the 7B processor, several turns, answers in words.
 """

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from . import paper
 from .prompts import TASKS
@@ -59,7 +60,8 @@ def grid(
             ax.set_title(fill(captions[i].removeprefix("a photo of "), 22), fontsize=7)
         if marks is not None and marks[i] is not None:
             ax.spines[:].set(visible=True, linewidth=2.5)
-            ax.spines[:].set(color="#0072B2" if marks[i] else "#D55E00", linestyle="-" if marks[i] else (0, (2, 1)))
+            dashes = "-" if marks[i] else (0, (3, 2))
+            ax.spines[:].set(color="#0072B2" if marks[i] else "#D55E00", linestyle=dashes, capstyle="butt")
     fig.tight_layout(pad=0.4)
     return fig
 
@@ -136,6 +138,7 @@ def n_curve(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
         if published is not None:
             ax.plot([20], [published], "D", mfc="white", mec=color, ms=7, label=f"paper, {label}")
     n = next(iter(next(iter(curves.values())).values())).n
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="N, candidates per image", ylabel="GenEval overall", title=f"n = {n} prompts, band: 95 % interval")
     ax.legend(fontsize=7)
     fig.tight_layout()

@@ -1,0 +1,27 @@
+"""Figures and tables say what they were given."""
+
+import numpy as np
+
+from cotlib import show
+from cotlib.stats import Estimate
+
+ONE = {t: Estimate(0.5, 0.4, 0.6, 40) for t in show.TASK_NAMES}
+
+
+def test_ours_stands_beside_the_papers_value_with_its_interval():
+    row = show.beside_paper({("base", "none"): ONE}).iloc[0]
+    assert row["row"] == "Baseline"
+    assert row["overall"] == "0.50 ± 0.10  [0.53]"
+    assert row["ours - paper"] == "-0.03"
+
+
+def test_right_and_wrong_pictures_differ_in_colour_and_in_dashes():
+    pictures = [np.zeros((4, 4, 3), np.uint8)] * 2
+    right, wrong = show.grid(pictures, columns=2, marks=[True, False]).axes
+    assert right.spines["left"].get_edgecolor() != wrong.spines["left"].get_edgecolor()
+    assert right.spines["left"].get_linestyle() != wrong.spines["left"].get_linestyle()
+
+
+def test_the_calibration_error_of_an_overconfident_judge():
+    _, gap = show.reliability(np.full(10, 0.95), np.array([True] * 5 + [False] * 5))
+    assert abs(gap - 0.45) < 1e-9
