@@ -6,8 +6,11 @@
     cotlib pretrain judge     --minutes 120     # needs neither: clean rendered scenes only
 
 Each writes a checkpoint and a log under `runs/pretrain/<part>` (a killed run goes on from there), and at the end its
-weights and a model card. Held-out scenes use seeds of their own stage and never occur in training; none of the 553
-evaluation prompts occurs in any caption.
+weights and a model card. Held-out scenes use seeds of their own stage and never occur in training.
+
+Evaluation prompts: the generator never reads one. A caption that is one of the 553 texts is dropped, and as these hold
+"a photo of a dog" for all 80 classes, it learns of single objects from coloured ones and from company. The judge's
+questions are not filtered: about rendered scenes, some of them are texts of the 553.
 """
 
 from __future__ import annotations
@@ -418,5 +421,5 @@ DATA = {
     "tokenizer": "crowded pictures of the pocket world (`pretrain.crowded_scene`); checked on captioned scenes",
     "detector": "scenes of `world.CLEAN`, half through the tokenizer, some codes wrong, noise and blur",
     "generator": "scenes of `world.WEB` with captions that are sometimes wrong, 10 % dropped; none of the 553 prompts",
-    "judge": "clean rendered scenes of `world.CLEAN` only, never a generated picture",
+    "judge": "clean rendered scenes of `world.CLEAN`, never a generated picture; questions may be texts of the 553",
 }
