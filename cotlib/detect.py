@@ -96,11 +96,8 @@ class PocketEvaluator:
         looked = self._look(images)
         return [evaluate(p, list(found), found.__getitem__) for p, found in zip(prompts, looked, strict=True)]
 
-    def colors(self, images: np.ndarray) -> list[dict[Detection, str]]:
-        """Every detected object of each picture with its colour."""
-        return self._look(images)
-
     def _look(self, images: np.ndarray) -> list[dict[Detection, str]]:
+        """Every detected object of each picture with its colour."""
         size = self.detector.cell * self.detector.grid
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(

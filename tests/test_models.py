@@ -187,7 +187,7 @@ def test_psnr_of_a_known_error():
     assert psnr(a, a + 1) == pytest.approx(20 * np.log10(255))
 
 
-def test_a_whole_block_of_votes_is_one_object_and_half_a_block_scores_half():
+def test_of_overlapping_candidates_the_strongest_is_the_one_object():
     evaluator = PocketEvaluator(PocketDetector(width=16, depth=1))
     color = torch.zeros(11, 8, 8)
     color[2, 1:4, 1:4] = 1.0
