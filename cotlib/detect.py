@@ -2,7 +2,8 @@
 
 Every cell says which class covers it, in which colour, and which cell of an object it is (one of 3 x 3 or of 4 x 4).
 Cells vote: the score of "a dog here, this large" is the mean over its block of p(class) * p(place in the block), so a
-whole sharp object scores near 1, half an object near 0.5, and mush near 0. Overlapping weaker candidates are dropped.
+whole sharp object scores near 1 and half of one at most about 0.5. A smudge in the right colours may still pass: it was
+never among the training pictures. Overlapping weaker candidates are dropped.
 
 Colours are GenEval's ten and `natural`, the sprite's own: in the pocket world a red fire engine that nobody painted is
 natural, not red.

@@ -45,6 +45,17 @@ def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
         assert np.mean(np.equal(said, truth)) > 0.9
 
 
+def test_a_whole_object_scores_near_one_and_half_of_it_at_most_half():
+    whole = world.render([world.Thing("bear", None, 2, 2, 4)])
+    half = whole.copy()
+    half[:, 48:] = world.BACKGROUNDS[0]
+    scores = [
+        max([d.score for d in found if d.cls == "bear"], default=0.0)
+        for found in load_evaluator(POCKET).detect(np.stack([whole, half]))
+    ]
+    assert scores[0] > 0.9 and scores[1] < 0.6
+
+
 def test_the_judge_tells_true_descriptions_from_false_ones(true_scenes):
     rng = np.random.default_rng(0)
     asked = [p.text for p in PROMPTS] + [world.misdescribe(s, rng) for s in true_scenes]
