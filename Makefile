@@ -2,6 +2,7 @@
 #   make reproduce            the notebooks, about 20 minutes on 2 cores
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests
+#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
 #   make lab                  JupyterLab on the notebooks
 #   make clean                caches; outputs/ and .venv stay
 
@@ -9,10 +10,12 @@ PYTHON ?= python3
 SCALE ?= pocket
 EFFORT ?= quick
 SEED ?= 0
+KILLS ?= 50
+CHAIN ?= toy
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: reproduce test lab lint clean
+.PHONY: reproduce test kill-test lab lint clean
 
 reproduce: $(STAMP)
 	$(BIN)/cotlib run --scale $(SCALE) --effort $(EFFORT) --seed $(SEED)
@@ -20,6 +23,9 @@ reproduce: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -q -m "not slow"
+
+kill-test: $(STAMP)
+	KILLS=$(KILLS) CHAIN=$(CHAIN) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

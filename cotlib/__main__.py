@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cotlib.config import EFFORTS, SCALES
+from cotlib.config import EFFORTS, SCALES, suggest
 from cotlib.errors import CotlibError, IncompleteError
 
 app = typer.Typer(
@@ -94,6 +94,26 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 @app.command()
+def status(
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the results that are wanted; what is there if none.")
+    ] = None,
+) -> None:
+    """Show what is done, stale, failed, corrupt or not run, why, and what it cost. Code 3 if anything is corrupt."""
+    from cotlib import chain
+
+    rows = chain.listing(scale, effort, seed)
+    cells = ("notebook", "status", "cost", "why")
+    others = [("", "corrupt", "", why) for why in chain.corrupt_files(scale, effort).values()]
+    rows = [{name: row[name] for name in cells} for row in rows] + [dict(zip(cells, o, strict=True)) for o in others]
+    print_rows(rows)
+    if any(row["status"] == "corrupt" for row in rows):
+        raise CotlibError("corrupt files; the next cotlib run sets them aside as *.corrupt and makes them again")
+
+
+@app.command()
 def results(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'geneval/*/overall'.")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Full records as JSON.")] = False,
@@ -113,12 +133,12 @@ def results(
 
 def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
     """results.json, or what the notebooks left so far, with a note."""
-    from cotlib import provenance, store
-    from cotlib.run import RESULTS, collect
+    from cotlib import provenance
+    from cotlib.run import RESULTS, collect, read_results
 
     folder = provenance.outputs_of(scale, effort)
     if (folder / RESULTS).is_file():
-        return store.read_json(folder / RESULTS)
+        return read_results(folder)
     records = collect(folder)
     if not records:
         raise IncompleteError(f"no results in {folder}; make them with: cotlib run --scale {scale} --effort {effort}")
@@ -153,6 +173,71 @@ def print_rows(rows: list[dict[str, str]]) -> None:
     widths = {name: max(len(row[name]) for row in (heading, *rows)) for name in heading}
     for row in (heading, *rows):
         print("  ".join(row[name].ljust(widths[name]) for name in heading).rstrip())
+
+
+@app.command("geneval")
+def score_folder(
+    folder: Annotated[Path, typer.Argument(help="Pictures in GenEval's layout: 00000/samples/0000.png and so on.")],
+    scale: ScaleOption = "pocket",
+    detector: Annotated[
+        str | None,
+        typer.Option(help="Mask2Former: a folder, GenEval's own weights as .safetensors, or a hub name (not pocket)."),
+    ] = None,
+    clip: Annotated[str | None, typer.Option(help="CLIP: a folder or a hub name (not pocket).")] = None,
+    canary: Annotated[
+        Path | None, typer.Option(help="Folder in the same layout of pictures known to be right, asked first.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results, one line per picture; FOLDER/results.jsonl if none.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures looked at together; changes speed.")] = None,
+) -> None:
+    """Score pictures by GenEval's rules. After an interruption the same command goes on where it was."""
+    from cotlib import loaders, scoring, store
+    from cotlib.canary import check as canary_check
+
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; {suggest(scale, SCALES)}")
+    chosen, out = SCALES[scale], out or folder / "results.jsonl"
+    scoring.check_writable(out)
+    entries = scoring.read_folder(folder)
+    contents = [scoring.examine(entry, chosen.image_size if chosen.offline else None) for entry in entries]
+    known = scoring.labelled_folder(canary) if canary else []
+    identity = loaders.evaluator_identity(chosen, detector, clip)
+    signal.signal(signal.SIGTERM, _terminate)
+    with store.one_writer(out.parent):
+        ledger = scoring.ledger_of(out, **identity)
+        left = [(e, c) for e, c in zip(entries, contents, strict=True) if not scoring.is_done(ledger, e, c)]
+        if left:
+            evaluator = loaders.trusted_evaluator(chosen, detector, clip, batch_size)
+            canary_check(
+                evaluator, known, "the evaluator", "see what is wrong with it, or with the pictures of --canary"
+            )
+            scoring.score(*zip(*left, strict=True), evaluator, ledger, batch_size or evaluator.batch_size)
+        scoring.write_results(out, entries, ledger)
+    _print_summary(scoring.summary(entries, ledger))
+    print(f"results of each picture: {out}")
+
+
+def _print_summary(rows: list[Any]) -> None:
+    """Scores in per cent with their intervals, and what a reader may miss in them."""
+
+    def readable(row: Any) -> dict[str, str]:
+        e = row.over_prompts
+        interval = f"{100 * e.low:.1f} .. {100 * e.high:.1f}"
+        return {
+            "": row.name,
+            "%": f"{100 * row.value:.2f}",
+            "interval": interval,
+            "prompts": str(e.n),
+            "pictures": str(row.n_pictures),
+        }
+
+    print_rows([readable(row) for row in rows])
+    if "overall" not in [row.name for row in rows]:
+        print("no overall score: it is the mean of all six tasks, and not all have prompts here")
+    if any(abs(row.value - row.over_prompts.value) > 1e-9 for row in rows):
+        print("prompts differ in their number of pictures: scores count pictures, as GenEval does, intervals prompts")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 A notebook counts as done when its own manifest says so with the expected key, never because papermill returned:
 `sys.exit(0)` in a cell ends a notebook "successfully", and a killed kernel leaves every cell "completed".
+A re-run that fails puts the earlier result back, labelled; a corrupt file is set aside as *.corrupt and made again.
 Deliberately left out: parallel notebooks, retries. Killed? Type the same command again.
 """
 
@@ -21,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cotlib import errors, provenance, store
-from cotlib.config import EFFORTS, NOTEBOOKS, SCALES, Settings, check, suggest
-from cotlib.run import EXECUTED, METRICS, merge_results
+from cotlib import earlier, errors, provenance, store
+from cotlib.config import NOTEBOOKS, SCALES, Settings, check, suggest
+from cotlib.provenance import EXECUTED, METRICS
+from cotlib.run import RESULTS, merge_results, read_results
 
 DAG = {name: spec.upstream for name, spec in NOTEBOOKS.items() if spec.in_chain}
 RUNNING, FAILED = "executed.running.ipynb", "executed.failed.ipynb"
@@ -53,28 +55,69 @@ PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
 
 
 def status(folder: Path) -> str:
-    """'done', 'SMOKE' (done, too small to be a result), 'corrupt', 'failed', 'unfinished' or 'not run'."""
+    """'done', 'SMOKE' (done, too small to be a result), 'corrupt', 'failed', 'stale', 'unfinished' or 'not run'."""
+    has_failed = (folder / FAILED).exists()
     try:
         manifest = provenance.read_manifest(folder)
     except errors.IncompleteError:
-        left = [name for name in (FAILED, RUNNING) if (folder / name).exists()]
-        return {FAILED: "failed", RUNNING: "unfinished"}[left[0]] if left else "not run"
+        state = "failed" if has_failed else "unfinished" if (folder / RUNNING).exists() else "not run"
+        return f"{state}, earlier result kept" if (folder / earlier.ASIDE).exists() else state
     except errors.CotlibError:
         return "corrupt"
-    if (folder / FAILED).exists():
-        return "failed, earlier result kept"
+    if earlier.label(folder):
+        return "failed, earlier result kept" if has_failed else "stale"
     return "SMOKE" if manifest["watermark"] else "done"
+
+
+def examine(scale: str, effort: str, seed: int | None = None) -> dict[str, tuple[str, str]]:
+    """{notebook of the chain: (status, why)}, in order: `status`, or 'stale' if `cotlib run` would make it again.
+
+    seed: of the results that are wanted; that of each result if None.
+    """
+    outputs, found, keys = provenance.outputs_of(scale, effort), {}, {}
+    for name in DAG:
+        folder = outputs / name
+        manifest, state, why = provenance.peek(folder) or {}, status(folder), earlier.label(folder)
+        wanted = manifest.get("seed", 0) if seed is None else seed
+        if provenance.notebook_path(name).is_file():
+            settings = _settings(name, {"scale": scale, "effort": effort, "seed": wanted})
+            keys[name], parts = provenance.run_key(settings, keys)
+            if state in ("done", "SMOKE") and manifest["key"] != keys[name]:
+                state, why = "stale", "; ".join(provenance.differences(manifest["depends_on"], parts))
+        if state == "corrupt":
+            why = "; ".join(f"{path.name}: {what}" for path, what in provenance.damage(folder).items()) or "moved here"
+        elif state in ("failed", "unfinished"):
+            why = f"see {folder / (FAILED if state == 'failed' else RUNNING)}"
+        found[name] = (state, why)
+    return found
+
+
+def corrupt_files(scale: str, effort: str) -> dict[str, str]:
+    """{path below the outputs: what is wrong} of the ledgers and the merged results."""
+    folder = provenance.outputs_of(scale, effort)
+    reads = {path: store.Ledger.existing for path in sorted((folder / "pools").glob("*.jsonl"))}
+    if (folder / RESULTS).exists():
+        reads[folder / RESULTS] = lambda path: read_results(path.parent)
+    found = {}
+    for path, read in reads.items():
+        try:
+            read(path)
+        except errors.CorruptError as error:
+            found[path.relative_to(folder).as_posix()] = str(error)
+        except errors.CotlibError:
+            continue  # a notebook is stale or damaged, which is told elsewhere
+    return found
 
 
 def overview(scale: str, effort: str) -> list[dict[str, str]]:
     """One row per paper item: item, shows, notebook, cost of the last run, status read from outputs, remark."""
-    folder = provenance.outputs_of(scale, effort)
+    folder, states = provenance.outputs_of(scale, effort), examine(scale, effort)
     rows = []
     for item, shows, notebook, remark in PAPER_ITEMS:
         cost, state = "", "—"
         if notebook:
             exists = provenance.notebook_path(notebook).is_file()
-            cost, state = cost_of(folder / notebook), status(folder / notebook) if exists else "not yet"
+            cost, state = cost_of(folder / notebook), states[notebook][0] if exists else "not yet"
         row = {
             "item": item,
             "shows": shows,
@@ -95,10 +138,10 @@ def link(notebook: str) -> str:
 
 def cost_of(folder: Path) -> str:
     """Wall time of the last finished run, such as '12 s' or '3.5 min'; empty if there is none."""
-    try:
-        seconds = store.read_json(folder / provenance.MANIFEST)["seconds"]
-    except (FileNotFoundError, KeyError, TypeError, errors.CorruptError):
+    manifest = provenance.peek(folder)
+    if manifest is None:
         return ""
+    seconds = manifest["seconds"]
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 
@@ -146,6 +189,17 @@ def _is_literal(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+def _refuse_exit(notebook: Path) -> None:
+    """CorruptError for a cell that calls exit() or quit(): in a kernel the cells after it run all the same."""
+    for number, cell in enumerate(provenance.read_notebook(notebook)["cells"], start=1):
+        call = re.search(r"^\s*(?:exit|quit)\s*\(", provenance.source(cell), re.MULTILINE)
+        if cell["cell_type"] == "code" and call:
+            raise errors.CorruptError(
+                f"{notebook}, cell {number}: {call[0].strip()}) ends nothing here, the cells after it would still run; "
+                f"raise an error, or end the notebook by run.finish(...) in its last cell"
+            )
+
+
 def order(names: Iterable[str]) -> list[str]:
     """`names` and everything they read, each after what it reads; all of the chain if no names are given."""
     wanted = list(names) or list(DAG)
@@ -186,7 +240,9 @@ def plan(
 
 def _settings(name: str, injected: Mapping[str, Any]) -> Settings:
     """The checked settings that the notebook will see; ValueError for a parameter it does not declare."""
-    declared = declared_parameters(provenance.notebook_path(name))
+    notebook = provenance.notebook_path(name)
+    declared = declared_parameters(notebook)
+    _refuse_exit(notebook)
     for parameter, value in injected.items():
         if parameter not in declared:
             raise ValueError(f"notebook {name} declares no parameter {parameter!r}; {suggest(parameter, declared)}")
@@ -213,47 +269,83 @@ def run_chain(
     ValueError for a bad request, before anything runs. NotebookError or KernelDiedError stops the chain; what
     was finished stays finished and is kept by the next call.
     """
-    tasks = plan(names, scale=scale, effort=effort, seed=seed, parameters=parameters or {}, force=force)
     outputs = provenance.outputs_of(scale, effort)
     done: dict[str, str] = {}
-    with store.one_writer(outputs), _own_kernel(SCALES[scale].offline):
-        for number, task in enumerate(tasks, start=1):
-            done[task.name] = _bring_up_to_date(task, f"[{number}/{len(tasks)}] {task.name}", say)
-        if "08_report" in done:  # once more: now with the true costs
-            merge_results(outputs)
+    try:
+        tasks = plan(names, scale=scale, effort=effort, seed=seed, parameters=parameters or {}, force=force)
+        with store.one_writer(outputs), _own_kernel(SCALES[scale].offline):
+            store.sweep(outputs)
+            for number, task in enumerate(tasks, start=1):
+                done[task.name] = _bring_up_to_date(task, f"[{number}/{len(tasks)}] {task.name}", say)
+            if "08_report" in done:  # once more: now with the true costs
+                _merge(scale, effort, say)
+    except OSError as error:  # no space, no permission, no such disk
+        raise errors.CotlibError(
+            f"cannot write in {outputs}: {error}. Finished work is kept: make room, or choose another place with "
+            f"export COTLIB_OUTPUTS=another-folder, and type the same command again"
+        ) from error
     return done
 
 
+def _merge(scale: str, effort: str, say: Say) -> None:
+    """Write results.json; one that is damaged is set aside first."""
+    folder = provenance.outputs_of(scale, effort)
+    for name, why in corrupt_files(scale, effort).items():
+        if name == RESULTS:
+            say(f"{why}; now {store.quarantine(folder / name).name}")
+    merge_results(folder)
+
+
 def _bring_up_to_date(task: Task, title: str, say: Say) -> str:
+    _quarantine(task.folder, title, say)
+    earlier.settle(task.folder)
     key, _ = provenance.run_key(task.settings)
     if not task.force and is_current(task.folder, key):
         say(f"{title}: kept (key {key})")
         return "kept"
-    say(f"{title}: running ...")
+    before = cost_of(task.folder)
+    say(f"{title}: running ..." + (f" (last time {before})" if before else ""))
+    earlier.set_aside(task.folder)
     if task.force:
         (task.folder / provenance.MANIFEST).unlink(missing_ok=True)
     started = time.time()
-    _execute(task)
-    seconds = time.time() - started
-    _confirm(task, key, started)
-    _publish(task, seconds)
+    try:
+        _execute(task)
+        seconds = time.time() - started
+        _confirm(task, key, started)
+        _publish(task, seconds)
+    except BaseException as error:  # Ctrl-C too
+        earlier.put_back(
+            task.folder, f"{type(error).__name__}: {error}" if str(error) else "the re-run was interrupted"
+        )
+        raise
+    earlier.forget(task.folder)
     say(f"{title}: done in {seconds:.1f} s (key {key})")
     return "done"
 
 
+def _quarantine(folder: Path, title: str, say: Say) -> None:
+    """Say what is damaged and set it aside; the rest of such a result is made again."""
+    for path, why in provenance.damage(folder).items():
+        where = f"set aside as {store.quarantine(path).name}" if path.exists() else "lost"
+        say(f"{title}: {path.name} is corrupt, {why}; {where}, making it again")
+
+
 def is_current(folder: Path, key: str) -> bool:
-    """Whether the folder is finished, undamaged, made with this key, and has its executed notebook."""
+    """Whether the folder is finished, undamaged, made with this key, has its executed notebook and no STALE label."""
     try:
         manifest = provenance.read_manifest(folder)
     except errors.CotlibError:
         return False
-    return manifest["key"] == key and all(name in manifest["files"] for name in EXECUTED)
+    has_page = all(name in manifest["files"] for name in EXECUTED)
+    return manifest["key"] == key and has_page and not earlier.label(folder)
 
 
 def _execute(task: Task) -> None:
     """Run the notebook into `executed.running.ipynb`; on failure that file becomes `executed.failed.ipynb`."""
     import papermill
     import zmq
+    from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
@@ -275,6 +367,9 @@ def _execute(task: Task) -> None:
         raise errors.KernelDiedError(_failure(task, "its kernel died, most likely for want of memory")) from error
     except papermill.PapermillExecutionError as error:
         raise _state_error(error.ename)(_failure(task, f"{error.ename}: {error.evalue}")) from error
+    except (FileNotFoundError, NoSuchKernel, RuntimeError) as error:
+        why = f"its kernel did not start ({error}); see whether this works: {sys.executable} -m ipykernel --version"
+        raise errors.NotebookError(_failure(task, why)) from error
 
 
 def _failure(task: Task, why: str) -> str:
@@ -317,7 +412,7 @@ def _publish(task: Task, seconds: float) -> None:
             entry["value"] = round(seconds, 3)  # with kernel start and imports, which the notebook cannot see
     store.write_json(task.folder / METRICS, metrics)
     files = {name: provenance.file_entry(task.folder / name) for name in (*manifest["files"], *EXECUTED)}
-    store.write_json(task.folder / provenance.MANIFEST, {**manifest, "seconds": round(seconds, 3), "files": files})
+    provenance.write_manifest(task.folder, {**manifest, "seconds": round(seconds, 3), "files": files})
 
 
 def _search_path() -> str:
@@ -332,11 +427,13 @@ def _own_kernel(offline: bool) -> Iterator[None]:
 
     with tempfile.TemporaryDirectory(prefix="cotlib-kernel-") as folder:
         kernel = Path(folder) / "kernels" / "python3" / "kernel.json"
-        store.atomic_write(kernel, json.dumps(get_kernel_dict()))  # its argv starts with sys.executable
+        argv = [sys.executable, "-m", "cotlib.kernel", "-f", "{connection_file}"]
+        store.atomic_write(kernel, json.dumps({**get_kernel_dict(), "argv": argv}))
         changed = {
             "JUPYTER_PATH": folder,
             "COTLIB_OUTPUTS": str(provenance.outputs_root()),
             "PYTHONPATH": _search_path(),
+            "COTLIB_PROGRESS": "bar" if sys.stdout.isatty() else "lines",
         }
         if offline:  # read once at import by the hub client, so it must be set before the kernel starts
             changed["HF_HUB_OFFLINE"] = "1"
@@ -377,6 +474,9 @@ def to_html(executed: Path) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+            for output in cell.outputs:
+                if output.output_type == "stream":  # of a progress bar, what a terminal would show in the end
+                    output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
     exporter = HTMLExporter(raw_template=TEMPLATE, embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(executed.parent)}})
     return re.sub(r'href="([\w-]+)\.ipynb([#"])', r'href="../\1/executed.html\2', body)
@@ -388,12 +488,16 @@ def _title(notebook: Any) -> str:
     return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "cotlib")
 
 
-def listing(scale: str, effort: str) -> list[dict[str, str]]:
-    """One row per notebook of the chain: name, reads, status, cost."""
-    if scale not in SCALES or effort not in EFFORTS:
-        raise ValueError(f"unknown scale {scale!r} or effort {effort!r}; known: {', '.join((*SCALES, *EFFORTS))}")
-    folder = provenance.outputs_of(scale, effort)
+def listing(scale: str, effort: str, seed: int | None = None) -> list[dict[str, str]]:
+    """One row per notebook of the chain: name, reads, status, why, cost."""
+    folder, states = provenance.outputs_of(scale, effort), examine(scale, effort, seed)
     return [
-        {"notebook": n, "reads": ", ".join(up) or "—", "status": status(folder / n), "cost": cost_of(folder / n)}
-        for n, up in DAG.items()
+        {
+            "notebook": name,
+            "reads": ", ".join(DAG[name]) or "—",
+            "status": state,
+            "cost": cost_of(folder / name),
+            "why": why,
+        }
+        for name, (state, why) in states.items()
     ]

@@ -23,7 +23,7 @@ class Scale:
     grid: int  # tokens per side; L = grid * grid
     steps: int  # decoding steps
     guidance: float  # g in (1 + g) * conditional - g * unconditional
-    temperature: float  # of the token softmax
+    temperature: float  # of the noise on confidences when tokens are masked again
     batch_size: int  # candidates decoded together; changes speed, never a result
     offline: bool  # everything it needs ships with the package
 
@@ -75,7 +75,7 @@ PARAMETERS = {
     "n_candidates": Parameter(int, 1, 1000, "effort", "N of best-of-N"),
     "steps": Parameter(int, 1, 256, "scale", "decoding steps"),
     "guidance": Parameter(float, 0.0, 20.0, "scale", "classifier-free guidance g"),
-    "temperature": Parameter(float, 0.0, 4.0, "scale", "temperature of the token softmax"),
+    "temperature": Parameter(float, 0.0, 4.0, "scale", "temperature of re-masking"),
     "batch_size": Parameter(int, 1, 4096, "scale", "candidates decoded together; changes no result"),
 }
 NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it
@@ -127,20 +127,25 @@ def _choose(what: str, name: Any, known: Mapping[str, Any]) -> Any:
     return known[name]
 
 
-def _whole(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be an int, got {value!r} ({type(value).__name__})")
+def _is_number(value: Any, kind: type) -> bool:
+    """bool is not a number, the string "3" is not 3, and 2.0 is not an int."""
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
 
 
-def _check_value(name: str, value: Any) -> Any:
-    """The value in its declared type; bool is not a number and the string "3" is not 3."""
+def _check_value(notebook: str, name: str, value: Any) -> Any:
+    """The value in its declared type."""
     spec = PARAMETERS[name]
-    if spec.type is int:
-        _whole(name, value)
-    elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite {spec.type.__name__}, got {value!r} ({type(value).__name__})")
+    what = {int: "an int", float: "a finite float"}[spec.type]
+    allowed, instead = f"{spec.low:g}..{spec.high:g}", f"leave it None for the value of the {spec.source}"
+    if not _is_number(value, spec.type):
+        raise ValueError(
+            f"{notebook}: {name} must be {what}, got {value!r} ({type(value).__name__}); give one in {allowed}, or "
+            f"{instead}"
+        )
     if not spec.low <= value <= spec.high:
-        raise ValueError(f"{name} ({spec.help}) must lie in {spec.low:g}..{spec.high:g}, got {value!r}")
+        raise ValueError(f"{notebook}: {name} ({spec.help}) must lie in {allowed}, got {value!r}; or {instead}")
     return spec.type(value)
 
 
@@ -151,9 +156,10 @@ def check(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any
     """
     spec: Notebook = _choose("notebook", notebook, NOTEBOOKS)
     chosen_scale, chosen_effort = _choose("scale", scale, SCALES), _choose("effort", effort, EFFORTS)
-    _whole("seed", seed)
+    if not _is_number(seed, int):
+        raise ValueError(f"{notebook}: seed must be an int, got {seed!r} ({type(seed).__name__}); for example seed=0")
     if not 0 <= seed < 2**31:
-        raise ValueError(f"seed must lie in 0..{2**31 - 1}, got {seed}")
+        raise ValueError(f"{notebook}: seed must lie in 0..{2**31 - 1}, got {seed}; for example seed=0")
     for name in overrides:
         if name not in spec.overrides:
             known = ("scale", "effort", "seed", *spec.overrides)
@@ -162,5 +168,5 @@ def check(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any
     for name, parameter in PARAMETERS.items():
         typed = overrides.get(name)
         default = getattr(chosen_scale if parameter.source == "scale" else chosen_effort, name)
-        params[name] = default if typed is None else _check_value(name, typed)
+        params[name] = default if typed is None else _check_value(notebook, name, typed)
     return Settings(notebook, chosen_scale, chosen_effort, seed, dict(overrides), params)

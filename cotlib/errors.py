@@ -25,6 +25,14 @@ class ForeignError(CotlibError):
     """A file was made by another configuration; the message names both and what to type."""
 
 
+class DetectorError(CotlibError):
+    """The evaluator fails on pictures whose answers are known, so no score of it can be trusted."""
+
+
+class OutOfMemoryError(CotlibError):
+    """Not even one picture at a time fits into memory."""
+
+
 class NotebookError(CotlibError):
     """A notebook raised; its executed copy shows where."""
 

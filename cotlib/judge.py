@@ -90,7 +90,7 @@ class Judge:
         words = self.model.get_input_embeddings()(ids)
         hidden = self.model.model.language_model(
             inputs_embeds=torch.cat([image_tokens, words.to(image_tokens.dtype)], dim=1),
-            attention_mask={"full_attention": allowed[:, None]},
+            attention_mask={"full_attention": self._as_mask(allowed[:, None])},
             position_ids=position,
             use_cache=False,
         ).last_hidden_state
@@ -98,6 +98,12 @@ class Judge:
         rows = self.model.lm_head.weight[[self.no, self.yes]]
         with torch.autocast(last.device.type, enabled=False):  # bf16 would tie close candidates
             return last.float() @ rows.float().T
+
+    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
+        """As the language model's attention wants it: the eager one adds its mask, the fused ones read booleans."""
+        if self.model.model.language_model.config._attn_implementation != "eager":
+            return allowed
+        return torch.zeros(allowed.shape).masked_fill(~allowed, -torch.inf)
 
     def _pack(
         self, questions: list[list[list[int]]], n_patches: int
@@ -145,7 +151,9 @@ class Judge:
     def from_pretrained(cls, folder: Path) -> Judge:
         """Load a folder written by `save_pretrained`. Raises CorruptError for weights that are torn."""
         try:
-            model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True
+            )
         except Exception as error:
             raise CorruptError(f"cannot load the judge from {folder}: {error}; fetch the folder again") from error
         return cls(model.eval(), load_tokenizer(folder))

@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .canary import check
 from .config import Scale
 from .errors import CorruptError, IncompleteError
 from .provenance import PACKAGE
 
 if TYPE_CHECKING:
-    from .detect import PocketEvaluator
+    from .geneval import Evaluator
     from .judge import Judge
     from .pocket.tokenizer import PocketTokenizer
     from .showo import Showo
@@ -55,11 +56,73 @@ def load_generator(scale: Scale, name: str = "base") -> Showo:
     return Showo.from_pretrained(weights_folder(scale, "generator"))
 
 
-@lru_cache
-def load_evaluator(scale: Scale) -> PocketEvaluator:
-    from .detect import PocketDetector, PocketEvaluator
+def evaluator_weights(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, Path]:
+    """Where the evaluator's weights lie, by part. `detector`, `clip`: file, folder or hub name instead of the usual.
 
-    return PocketEvaluator(_hub_model(PocketDetector, weights_folder(scale, "detector")))
+    Raises IncompleteError for weights that cannot be had, ValueError for other weights at a scale that ships its own.
+    """
+    if scale.offline:
+        if detector or clip:
+            raise ValueError(f"scale {scale.name!r} has a detector of its own; drop --detector and --clip")
+        return {"detector": weights_folder(scale, "detector")}
+    from . import hub
+
+    return {"detector": hub.find(detector or hub.DETECTOR, "detector"), "clip": hub.find(clip or hub.CLIP, "clip")}
+
+
+def evaluator_identity(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, str]:
+    """What verdicts depend on: scale, version and 12 hex digits of each part's weights. Raises as its weights do."""
+    from . import __version__, hub
+
+    parts = evaluator_weights(scale, detector, clip)
+    return {"cotlib": __version__, "scale": scale.name, **{part: hub.digest_of(path) for part, path in parts.items()}}
+
+
+def load_evaluator(
+    scale: Scale, detector: str | None = None, clip: str | None = None, batch_size: int | None = None
+) -> Evaluator:
+    """GenEval's rules over the detector of a scale; raises as `evaluator_weights`, and CorruptError for bad weights.
+
+    batch_size: pictures looked at together, by default what suits the machine.
+    """
+    return _evaluator(scale, detector, clip, batch_size)
+
+
+@lru_cache
+def _evaluator(scale: Scale, detector: str | None, clip: str | None, batch_size: int | None) -> Evaluator:
+    weights = evaluator_weights(scale, detector, clip)
+    if scale.offline:
+        from .pocket.detector import PocketDetector, PocketEvaluator
+
+        return PocketEvaluator(_hub_model(PocketDetector, weights["detector"]), batch_size or 128)
+    import torch
+
+    from . import hub
+    from .detect import ColorClassifier, ObjectDetector, PhotoEvaluator
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer, processor = hub.load_clip(weights["clip"])
+    return PhotoEvaluator(
+        ObjectDetector(hub.load_mask2former(weights["detector"]).to(device)),
+        ColorClassifier(model.to(device), tokenizer, processor),
+        batch_size or (8 if device == "cuda" else 1),
+    )
+
+
+@lru_cache
+def trusted_evaluator(
+    scale: Scale, detector: str | None = None, clip: str | None = None, batch_size: int | None = None
+) -> Evaluator:
+    """The evaluator once it has passed its canary, which runs once a process. DetectorError if it fails."""
+    evaluator = load_evaluator(scale, detector, clip, batch_size)
+    if scale.offline:
+        from .pocket.canary import labelled_scenes
+
+        remedy = f"restore the weights with: git checkout {WEIGHTS / 'detector'}, or train: cotlib pretrain detector"
+        check(evaluator, labelled_scenes(), f"the detector of {WEIGHTS / 'detector'}", remedy)
+    else:
+        evaluator.self_check()
+    return evaluator
 
 
 @lru_cache

@@ -1,7 +1,7 @@
 """Where things lie, what made them, and whether they are finished.
 
-A notebook's folder is finished when `run.json`, written last, is there and the digest of every file that it
-lists is right. Its `key` says what the results depend on: the notebook's code, the effective parameters, the
+A notebook's folder is finished when `run.json`, written last, is there and its own digest and that of every file
+that it lists are right. Its `key` says what the results depend on: the notebook's code, the effective parameters, the
 sources and weights of cotlib, and the keys of the notebooks it reads. papermill's own metadata is no evidence:
 after a killed kernel it calls every cell completed.
 """
@@ -12,16 +12,18 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cotlib.config import EFFORTS, NOT_IN_KEY, NOTEBOOKS, SCALES, Settings
+from cotlib.config import EFFORTS, NOT_IN_KEY, NOTEBOOKS, SCALES, Settings, suggest
 from cotlib.errors import CorruptError, ForeignError, IncompleteError
-from cotlib.store import digest, read_json, sha256
+from cotlib.store import digest, read_json, sha256, write_json
 
 PACKAGE = Path(__file__).resolve().parent
-MANIFEST = "run.json"
+MANIFEST, METRICS = "run.json", "metrics.json"
+EXECUTED = ("executed.ipynb", "executed.html")
 REPORTED_PACKAGES = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
     *("matplotlib", "pillow", "papermill", "nbclient", "nbconvert", "ipykernel"),
@@ -50,7 +52,7 @@ def outputs_of(scale: str, effort: str) -> Path:
     """Folder of one scale and effort. ValueError for an unknown one."""
     for what, name, known in (("scale", scale, SCALES), ("effort", effort, EFFORTS)):
         if name not in known:
-            raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
+            raise ValueError(f"unknown {what} {name!r}; {suggest(name, known)}")
     return outputs_root() / scale / effort
 
 
@@ -109,12 +111,19 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine() or "unknown"
 
 
-def code_digest(scale: str) -> str:
-    """sha256 over the sources of cotlib and, where the weights ship with it, over artwork and weights."""
-    files = sorted(PACKAGE.rglob("*.py"))
-    if SCALES[scale].offline:
-        pocket = PACKAGE / "pocket"
-        files += sorted(p for p in pocket.rglob("*") if p.suffix in (".safetensors", ".json", ".png"))
+def code_digest() -> str:
+    """sha256 over the sources of cotlib."""
+    return _digest_of(PACKAGE.rglob("*.py"))
+
+
+def weights_digest(scale: str) -> str | None:
+    """sha256 over artwork and weights that ship with cotlib; None for a scale whose weights do not."""
+    if not SCALES[scale].offline:
+        return None
+    return _digest_of(p for p in (PACKAGE / "pocket").rglob("*") if p.suffix in (".safetensors", ".json", ".png"))
+
+
+def _digest_of(files: Iterable[Path]) -> str:
     return digest({path.relative_to(PACKAGE).as_posix(): sha256(path) for path in files})
 
 
@@ -122,9 +131,13 @@ def read_notebook(path: Path) -> dict[str, Any]:
     """A notebook's JSON. IncompleteError if it is not there, CorruptError if it is no notebook."""
     if not path.is_file():
         raise IncompleteError(f"no notebook {path}; list them with: cotlib run --list")
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise CorruptError(f"{path} is not a notebook: it has no list of cells; restore it with: git checkout {path}")
+    try:
+        content = read_json(path)
+        if not isinstance(content["cells"], list):
+            raise TypeError("cells is no list")
+    except (CorruptError, TypeError, KeyError) as error:
+        why = error.__cause__ or "it has no list of cells"
+        raise CorruptError(f"{path} is not a notebook ({why}); restore it with: git checkout {path}") from error
     return content
 
 
@@ -148,24 +161,38 @@ def _code_cells(notebook: str) -> list[str] | None:
     return [source(cell) for cell in cells if cell["cell_type"] == "code" and not is_parameters(cell)]
 
 
-def run_key(settings: Settings) -> tuple[str, dict[str, str | None]]:
-    """(12 hex over everything the results depend on, the keys of the upstream notebooks or None where unfinished)."""
+def run_key(settings: Settings, upstream: Mapping[str, str | None] | None = None) -> tuple[str, dict[str, Any]]:
+    """(12 hex over everything the results depend on, that everything by name: `request`, `cotlib`, `weights`,
+    `notebook`, `upstream`). upstream: keys to take in place of those recorded, None where there is no result.
+    """
     folder = outputs_of(settings.scale.name, settings.effort.name)
-    upstream = {name: _recorded_key(folder / name) for name in NOTEBOOKS[settings.notebook].upstream}
+    read = NOTEBOOKS[settings.notebook].upstream
     parts = {
         "request": request(settings),
-        "code": code_digest(settings.scale.name),
-        "notebook": _code_cells(settings.notebook),
-        "upstream": upstream,
+        "cotlib": code_digest(),
+        "weights": weights_digest(settings.scale.name),
+        "notebook": digest(_code_cells(settings.notebook)),
+        "upstream": {name: (upstream or {}).get(name) or _recorded_key(folder / name) for name in read},
     }
-    return digest(parts)[:12], upstream
+    return digest(parts)[:12], parts
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Which parts of a key differ, in words: what was recorded, and what is now."""
+    named = {"cotlib": "the code of cotlib", "weights": "the weights", "notebook": "the notebook's code"}
+    found = [f"{words} changed" for part, words in named.items() if there.get(part) != here[part]]
+    for part, verb in (("request", "is"), ("upstream", "has key")):
+        before = there.get(part) or {}
+        found += [
+            f"{name} {verb} {now}, was {before.get(name)}"
+            for name, now in here[part].items()
+            if before.get(name) != now
+        ]
+    return found
 
 
 def _recorded_key(folder: Path) -> str | None:
-    try:
-        return read_json(folder / MANIFEST).get("key")
-    except (FileNotFoundError, CorruptError, AttributeError):
-        return None
+    return (peek(folder) or {}).get("key")
 
 
 def request(settings: Settings) -> dict[str, Any]:
@@ -187,25 +214,51 @@ def command(notebook: str, scale: str, effort: str, seed: int = 0) -> str:
     return f"cotlib run {notebook} --scale {scale} --effort {effort} --seed {seed}"
 
 
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write `run.json` with a digest of its own content."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return write_json(folder / MANIFEST, {**content, "sha256": digest(content)})
+
+
+def peek(folder: Path) -> dict[str, Any] | None:
+    """The manifest, its files unchecked; None if there is none or it is not as it was written."""
+    try:
+        content = read_json(folder / MANIFEST)
+        seal = content.pop("sha256")
+    except (FileNotFoundError, CorruptError, AttributeError, TypeError, KeyError):
+        return None
+    return content if seal == digest(content) else None
+
+
+def damage(folder: Path) -> dict[Path, str]:
+    """Every file of a finished notebook that is not as it was written, and what is wrong; empty if all is well."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    manifest = peek(folder)
+    if manifest is None:
+        return {folder / MANIFEST: "it does not have the digest that it names"}
+    found = {}
+    for name, entry in manifest["files"].items():
+        there = file_entry(folder / name) if (folder / name).is_file() else "nothing"
+        if there != entry:
+            found[folder / name] = f"expected {entry}, got {there}"
+    return found
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished notebook, every file checked.
 
     IncompleteError if there is none, CorruptError naming the first file that is missing or differs.
     """
     notebook, effort, scale = folder.name, folder.parent.name, folder.parent.parent.name
-    again = command(notebook, scale, effort)
+    manifest = peek(folder) or {}
+    again = command(notebook, scale, effort, manifest.get("seed", 0))
     if not (folder / MANIFEST).is_file():
         raise IncompleteError(f"{notebook} is not finished in {folder} (no {MANIFEST}); make it with: {again}")
-    manifest = read_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise CorruptError(f"{folder / MANIFEST} lists no files; make it again with: {again} --force")
-    for name, entry in manifest["files"].items():
-        path = folder / name
-        found = file_entry(path) if path.is_file() else "nothing"
-        if found != entry:
-            raise CorruptError(f"{path}: expected {entry}, got {found}; make it again with: {again} --force")
-    if (manifest.get("scale"), manifest.get("effort")) != (scale, effort):
-        made = f"{manifest.get('scale')}/{manifest.get('effort')}"
+    for path, why in damage(folder).items():
+        raise CorruptError(f"{path} is corrupt: {why}; make it again with: {again} --force")
+    if (manifest["scale"], manifest["effort"]) != (scale, effort):
+        made = f"{manifest['scale']}/{manifest['effort']}"
         raise ForeignError(f"{folder} holds results of {made}, not of {scale}/{effort}; remove it, then: {again}")
     return manifest
 
@@ -215,12 +268,10 @@ def refuse_foreign(folder: Path, settings: Settings, key: str) -> None:
 
     Results of the same request by older code are not foreign: they are made again.
     """
-    try:
-        found = read_json(folder / MANIFEST)
-        theirs = found["request"]
-    except (FileNotFoundError, CorruptError, KeyError, TypeError):
-        return  # unfinished or unreadable: nothing to protect
-    ours = request(settings)
+    found = peek(folder)
+    if found is None:  # unfinished or unreadable: nothing to protect
+        return
+    theirs, ours = found["request"], request(settings)
     changed = [f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in ours if theirs.get(k) != ours[k]]
     if changed:
         raise ForeignError(

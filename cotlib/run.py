@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotlib import provenance, store
+from cotlib import earlier, provenance, store
 from cotlib.config import NOTEBOOKS, Effort, Scale, Settings, check, suggest
-from cotlib.errors import CotlibError, ForeignError, IncompleteError
+from cotlib.errors import CorruptError, CotlibError, ForeignError, IncompleteError
+from cotlib.provenance import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from cotlib.prompts import Prompt
 
-METRICS = "metrics.json"
 RESULTS = "results.json"
-EXECUTED = ("executed.ipynb", "executed.html")
 WATERMARK = "SMOKE, not a result"
 
 
@@ -57,10 +55,11 @@ class Run:
     settings: Settings
     key: str
     folder: Path
-    upstream_keys: dict[str, str | None]
+    depends_on: dict[str, Any]  # the parts of the key
     started: float = field(default_factory=time.time)  # s since 1970
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     _files: list[str] = field(default_factory=list)
+    _ledgers: list[store.Ledger] = field(default_factory=list)
     _began: bool = False
 
     @property
@@ -112,12 +111,18 @@ class Run:
     def footer(self) -> str:
         """One line that says what made a figure."""
         commit = (self.git["commit"] or "no commit")[:9] + ("+dirty" if self.git["dirty"] else "")
-        return f"{commit} · {self.scale.name} · {self.effort.name} · seed {self.seed} · key {self.key}"
+        n = f" · n = {len(self.prompts)} prompts" if "n_prompts_per_task" in NOTEBOOKS[self.notebook].overrides else ""
+        return f"{commit} · {self.scale.name} · {self.effort.name} · seed {self.seed} · key {self.key}{n}"
 
     def ledger(self, name: str, **what: Any) -> store.Ledger:
-        """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else."""
+        """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.
+
+        A damaged one is set aside as *.corrupt, and its good lines are kept.
+        """
         what = {"scale": self.scale.name, "seed": self.seed, **what}
-        return store.Ledger(self.pools / f"{name}.jsonl", store.digest(what)[:12], what)
+        opened = store.Ledger(self.pools / f"{name}.jsonl", store.digest(what)[:12], what, mend=True)
+        self._ledgers.append(opened)
+        return opened
 
     def record(
         self,
@@ -180,6 +185,8 @@ class Run:
                 f"{folder} has seed {manifest['seed']} (key {manifest['key']}), "
                 f"this run has {self.seed} (key {self.key}); make it with: {again} --force"
             )
+        if label := earlier.label(folder):
+            print(f"{notebook} is stale. {label}")
         return Upstream(notebook, folder, manifest)
 
     def records(self) -> list[dict[str, Any]]:
@@ -195,7 +202,7 @@ class Run:
         seconds = time.time() - self.started
         self.record(f"cost/{self.notebook}", round(seconds, 3), unit="s")
         self._write(METRICS, store.dump_json(self.records()))
-        return store.write_json(self.folder / provenance.MANIFEST, self._manifest(counts, seconds))
+        return provenance.write_manifest(self.folder, self._manifest(counts, seconds))
 
     def _manifest(self, counts: Mapping[str, int], seconds: float) -> dict[str, Any]:
         typed = {"scale": self.scale.name, "effort": self.effort.name, "seed": self.seed, **self.settings.passed}
@@ -209,8 +216,10 @@ class Run:
             "watermark": self.effort.watermark,
             "request": provenance.request(self.settings),
             "parameters": {"passed": typed, "effective": self.params},
-            "upstream": self.upstream_keys,
+            "depends_on": self.depends_on,
+            "upstream": self.depends_on["upstream"],
             "counts": dict(counts),
+            "notes": [note for ledger in self._ledgers for note in ledger.notes],
             "started": self.started,
             "seconds": round(seconds, 3),
             "git": self.git,
@@ -226,13 +235,11 @@ class Run:
         return store.atomic_write(self.folder / name, data)
 
     def _begin(self) -> None:
-        """At the first write, end the validity of an earlier run: its manifest goes first, then what it made."""
+        """At the first write, set an earlier result aside, then clear its place, the manifest first."""
         if self._began:
             return
-        for name in (provenance.MANIFEST, METRICS, *EXECUTED):
-            (self.folder / name).unlink(missing_ok=True)
-        for name in ("tables", "figures"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+        earlier.set_aside(self.folder)
+        earlier.clear(self.folder)
         spec = NOTEBOOKS[self.notebook]
         if spec.in_chain and spec.needs_upstream:  # the merged results rest on what is being replaced
             (self.folder.parent / RESULTS).unlink(missing_ok=True)
@@ -245,7 +252,8 @@ def _number(what: str, value: Any) -> float | int | None:
         value = value.item()
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{what} must be a finite number or None, got {value!r} ({type(value).__name__})")
     return value
 
@@ -268,9 +276,9 @@ def load(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any)
     """
     settings = check(notebook, scale=scale, effort=effort, seed=seed, **overrides)
     folder = provenance.outputs_of(scale, effort) / notebook
-    key, upstream = provenance.run_key(settings)
+    key, depends_on = provenance.run_key(settings)
     provenance.refuse_foreign(folder, settings, key)
-    run = Run(settings, key, folder, upstream)
+    run = Run(settings, key, folder, depends_on)
     print(run)
     return run
 
@@ -314,3 +322,26 @@ def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
                     f"{folder / name} was made from an earlier {upstream}; make it again with: {again}"
                 )
     return [entry for name in manifests for entry in store.read_json(folder / name / METRICS)]
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """results.json; CorruptError if it is unreadable or not what the notebooks that are finished measured.
+
+    Costs and the index are left out of the comparison: they may be newer than the report.
+    """
+    records, made = store.read_json(folder / RESULTS), collect(folder)
+    finished = {entry["notebook"] for entry in made if NOTEBOOKS[entry["notebook"]].needs_upstream}
+
+    def measured(entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return {e["name"]: e for e in entries if e["notebook"] in finished and not e["name"].startswith("cost/")}
+
+    try:
+        is_whole = measured(records) == measured(made)
+    except (KeyError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise CorruptError(
+            f"{folder / RESULTS} is not what the notebooks in {folder} measured; set it aside and merge them again "
+            f"with: {provenance.command('08_report', *folder.parts[-2:])}"
+        )
+    return records

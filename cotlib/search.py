@@ -12,9 +12,10 @@ from math import comb
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
+from .batches import Batches
 from .decode import DecodeOptions, Generator, decode, final
+from .progress import progress
 from .prompts import Prompt
 from .seeds import sample_seed
 from .store import Ledger
@@ -45,21 +46,35 @@ def decode_pool(
     """Decode `n_candidates` per prompt, candidates of many prompts in one batch; finished prompts come from the ledger.
 
     `image` tells pools of the same prompts apart: the i-th image of a prompt is chosen from its i-th pool.
-    Before any compute, raises ValueError for fewer than one candidate and for a prompt outside the vocabulary.
+    Where memory runs out the batch is halved and the images stay the same; the ledger's notes say so.
+    Before any compute, raises ValueError for fewer than one candidate and for a prompt outside the vocabulary; later
+    OutOfMemoryError if not even one candidate fits.
     """
-    if n_candidates < 1:
-        raise ValueError(f"n_candidates must be at least 1, got {n_candidates}")
+    if n_candidates < 1 or batch_size < 1:
+        raise ValueError(f"n_candidates and batch_size must be at least 1, got {n_candidates} and {batch_size}")
     for prompt in prompts:
         generator.text_ids([prompt.text])
     missing = [p for p in prompts if p.id not in ledger]
     per_batch = max(1, batch_size // n_candidates)
-    for start in tqdm(range(0, len(missing), per_batch), desc="decoding", unit="batch", disable=not missing):
-        group = missing[start : start + per_batch]
-        texts = [p.text for p in group for _ in range(n_candidates)]
-        seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p in group for k in range(n_candidates)]
-        codes = final(decode(generator, texts, seeds, options)).codes.view(len(group), n_candidates, -1)
-        for prompt, rows in zip(group, codes, strict=True):
-            ledger.append({"prompt": prompt.id, "codes": rows.tolist()})
+    in_batches = Batches(batch_size, "decoding")
+
+    def finish(candidates: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+        texts, seeds = zip(*candidates, strict=True)
+        return list(final(decode(generator, list(texts), list(seeds), options)).codes)
+
+    with progress(len(missing), "decoding", "prompts") as advance:
+        for group in _chunks(missing, per_batch):
+            seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p in group for k in range(n_candidates)]
+            texts = [p.text for p in group for _ in range(n_candidates)]
+            rows = iter(in_batches(finish, list(zip(texts, seeds, strict=True))))
+            for prompt in group:
+                ledger.append({"prompt": prompt.id, "codes": [next(rows).tolist() for _ in range(n_candidates)]})
+            advance(len(group))
+    if in_batches.size < batch_size:
+        ledger.notes.append(
+            f"decoding: memory ran out at {batch_size} candidates a batch, went on at {in_batches.size}"
+        )
+        print(ledger.notes[-1], flush=True)
     return Pool(tuple(prompts), {p.id: torch.tensor(ledger.get(p.id)["codes"]) for p in prompts})
 
 
@@ -76,13 +91,15 @@ def score_pool(
     `paint` turns codes [B, L] into pictures; `score` answers one value per (picture, prompt), stored as field `what`.
     """
     missing = [p for p in pool.prompts if p.id not in ledger]
-    for chunk in tqdm(list(_chunks(missing, group)), desc=what, unit="batch", disable=not missing):
-        codes = torch.cat([pool.codes[p.id] for p in chunk])
-        asked = [p for p in chunk for _ in range(pool.n_candidates)]
-        answers = score(paint(codes), asked)
-        for i, prompt in enumerate(chunk):
-            mine = answers[i * pool.n_candidates : (i + 1) * pool.n_candidates]
-            ledger.append({"prompt": prompt.id, what: mine})
+    with progress(len(missing), what, "prompts") as advance:
+        for chunk in _chunks(missing, group):
+            codes = torch.cat([pool.codes[p.id] for p in chunk])
+            asked = [p for p in chunk for _ in range(pool.n_candidates)]
+            answers = score(paint(codes), asked)
+            for i, prompt in enumerate(chunk):
+                mine = answers[i * pool.n_candidates : (i + 1) * pool.n_candidates]
+                ledger.append({"prompt": prompt.id, what: mine})
+            advance(len(chunk))
     return {p.id: ledger.get(p.id)[what] for p in pool.prompts}
 
 

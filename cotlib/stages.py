@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,14 @@ import pandas as pd
 from . import stats, store
 from .decode import DecodeOptions, decode, final
 from .judge import outcome_question
-from .loaders import load_evaluator, load_generator, load_judge, load_tokenizer, weights_folder
+from .loaders import (
+    load_evaluator,
+    load_generator,
+    load_judge,
+    load_tokenizer,
+    trusted_evaluator,
+    weights_folder,
+)
 from .prompts import TASKS, Prompt
 from .run import Run
 from .search import Pool, best_of_n, decode_pool, expected_best_of_n, score_pool
@@ -60,8 +68,11 @@ def base_pools(run: Run) -> list[Pool]:
 
 
 def verdicts(run: Run, pools: Sequence[Pool]) -> list[dict[str, list[dict]]]:
-    """Per pool and prompt id, the evaluator's verdict on each candidate: {"correct": bool, "reasons": [text, ...]}."""
-    evaluator = load_evaluator(run.scale)
+    """Per pool and prompt id, the evaluator's verdict on each candidate: {"correct": bool, "reasons": [text, ...]}.
+
+    Raises DetectorError where the evaluator fails its canary.
+    """
+    evaluator = trusted_evaluator(run.scale)
 
     def score(images: np.ndarray, prompts: list[Prompt]) -> list[dict]:
         return [asdict(verdict) for verdict in evaluator.evaluate(images, prompts)]
@@ -94,26 +105,24 @@ def _scored(run: Run, pools: Sequence[Pool], what: str, parts: tuple[str, ...], 
 
 
 def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}; after a warm-up, nothing read from a ledger."""
+    """Pictures a second on this machine, {name: (rate, pictures)}; each after a warm-up, nothing from a ledger."""
     tokenizer, prompts = load_tokenizer(run.scale), (run.prompts * n)[:n]
     generator, evaluator, judge = load_generator(run.scale), load_evaluator(run.scale), load_judge(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
-    codes = final(decode(generator, [p.text for p in prompts], seeds, decode_options(run))).codes
-    images, questions = tokenizer.decode(codes), [outcome_question(p.text) for p in prompts]
-    work = {
-        "speed/decode": lambda: final(decode(generator, [p.text for p in prompts], seeds, decode_options(run))),
-        "speed/evaluate": lambda: evaluator.evaluate(images, prompts),
-        "speed/judge": lambda: judge.p_yes(images, questions),
-    }
-    return {name: (n / _seconds(job), n) for name, job in work.items()}
+    texts, questions = [p.text for p in prompts], [outcome_question(p.text) for p in prompts]
+    last, decoding = _timed(lambda: final(decode(generator, texts, seeds, decode_options(run))))
+    images = tokenizer.decode(last.codes)
+    _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts))
+    _, judging = _timed(lambda: judge.p_yes(images, questions))
+    seconds = {"speed/decode": decoding, "speed/evaluate": evaluating, "speed/judge": judging}
+    return {name: (n / spent, n) for name, spent in seconds.items()}
 
 
-def _seconds(job: Callable[[], object]) -> float:
-    """Wall time of the second of two calls: the first fills caches."""
+def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
+    """Result and wall time of the second of two calls: the first fills caches."""
     job()
     start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
+    return job(), time.perf_counter() - start
 
 
 # --- From verdicts to estimates ---------------------------------------------------------------------------------

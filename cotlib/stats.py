@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
+from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
 
 from .prompts import TASKS, Prompt, check_known
 
@@ -25,7 +25,7 @@ class Estimate:
     value: float
     low: float
     high: float
-    n: int  # prompts
+    n: int  # of prompts, or of what else was counted
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ± {(self.high - self.low) / 2:.2f} (n={self.n})"
@@ -47,6 +47,14 @@ def task(
     """Mean of one task; raises as `overall` does."""
     check_known(name, TASKS, "task")
     return _estimate(_by_task(prompts, per_prompt), (name,), confidence, seed)
+
+
+def mean(
+    prompts: Sequence[Prompt], per_prompt: Mapping[str, float], confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """Mean over all prompts alike, whatever their task; raises as `overall` does, but for tasks without any."""
+    by_task = {name: scores for name, scores in _by_task(prompts, per_prompt).items() if len(scores)}
+    return _estimate(by_task, tuple(by_task), confidence, seed, weights=[len(scores) for scores in by_task.values()])
 
 
 def paired(
@@ -83,13 +91,20 @@ def _by_task(prompts: Sequence[Prompt], per_prompt: Mapping[str, float]) -> dict
     return {name: np.array(scores, float) for name, scores in groups.items()}
 
 
-def _estimate(by_task: Mapping[str, np.ndarray], names: Sequence[str], confidence: float, seed: int) -> Estimate:
+def _estimate(
+    by_task: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    confidence: float,
+    seed: int,
+    weights: Sequence[float] | None = None,
+) -> Estimate:
+    """Mean of the named tasks' means, by `weights` if any."""
     if empty := [name for name in names if not len(by_task[name])]:
         raise ValueError(f"no scored prompt of task {', '.join(empty)}; the mean is over {', '.join(names)}")
     groups = [by_task[name] for name in names]
 
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
+        return np.average([sample.mean(axis=axis) for sample in samples], axis=0, weights=weights)
 
     value, n = float(statistic(*groups)), sum(map(len, groups))
     # scipy wants two observations; a lone prompt, twice itself, resamples to itself and adds no width
@@ -104,6 +119,18 @@ def _estimate(by_task: Mapping[str, np.ndarray], names: Sequence[str], confidenc
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Estimate(value, float(interval.low), float(interval.high), n)
+
+
+def proportion(hits: Sequence[bool], confidence: float = 0.95) -> Estimate:
+    """Fraction of independent trials that hit, with Wilson's interval; n is the number of trials.
+
+    Raises ValueError if there are none.
+    """
+    if not len(hits):
+        raise ValueError("a proportion needs at least one trial, got none")
+    test = binomtest(int(np.sum(hits)), len(hits))
+    low, high = test.proportion_ci(confidence, method="wilson")
+    return Estimate(float(test.statistic), float(low), float(high), len(hits))
 
 
 # --- Ranking ----------------------------------------------------------------------------------------------------

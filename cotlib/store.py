@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, digests, append-only ledgers, one writer at a time.
+"""Files that are whole or absent: atomic writes, digests, append-only ledgers, quarantine, one writer at a time.
 
 Known trade-offs, accepted: `os.replace` swaps one file, not a folder, which is why every folder has a
 manifest written last; on a network file system without fsync a power cut may still lose the newest write.
@@ -12,9 +12,10 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cotlib.errors import CorruptError, CotlibError, ForeignError
 
@@ -84,58 +85,77 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file, or CorruptError naming it."""
     try:
         return json.loads(Path(path).read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptError(f"{path} is not readable JSON ({error}); delete it and run again") from error
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise CorruptError(
+            f"{path} is not readable JSON ({error}); the next `cotlib run` sets it aside as {Path(path).name}.corrupt"
+        ) from error
 
 
 class Ledger:
     """One JSON line per finished unit, flushed and fsynced, so that a killed run loses at most one unit.
 
-    The first line holds the key of what makes the units. A last line without its newline is a torn write:
-    it is dropped on reading and cut off before the next append. A bad line elsewhere is CorruptError.
+    The first line holds the key of what makes the units. Every line ends with a digest of itself, so that one changed
+    bit is noticed and the other lines can still be trusted. A last line without its newline is a torn write: it is
+    dropped on reading and cut off before the next append. Several processes of one machine may append in turn.
     A record is found again by its "prompt"; the newest of several wins.
     """
 
-    def __init__(self, path: Path, key: str, what: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path, key: str, what: dict[str, Any] | None = None, mend: bool = False) -> None:
         """Open or plan the ledger; the file appears with the first record.
 
-        Raises ForeignError if the file has another key, CorruptError if it cannot be read.
+        Raises ForeignError if the file has another key, CorruptError for a line that is not as it was written.
+        mend: set such a file aside as *.corrupt instead, and go on with its good lines.
         """
         self.path, self.key, self.what = Path(path), key, what or {}
+        self.notes: list[str] = []  # what a reader of the results should know: mended, decoded in smaller batches
+        self._forget()
+        if self.path.exists():
+            data = self.path.read_bytes()
+            try:
+                self._take_in(data)
+            except CorruptError as error:
+                if not mend:
+                    raise
+                self._mend(data, error)
+
+    def _forget(self) -> None:
         self._records: list[dict[str, Any]] = []
         self._by_prompt: dict[str, dict[str, Any]] = {}
-        self._whole_bytes = 0  # length of the file up to its last whole line
-        if self.path.exists():
-            self._read()
+        self._n_lines, self._whole_bytes = 0, 0  # of the file up to its last whole line
 
     @classmethod
     def existing(cls, path: Path) -> Ledger:
-        """A ledger to read, whatever its key; FileNotFoundError if there is none."""
-        first = next(_whole_lines(Path(path).read_bytes()), (1, b"{}", 0))[1]
-        header = cls._parse_line(path, 1, first)
+        """A ledger to read, whatever its key; FileNotFoundError if there is none, CorruptError if it is damaged."""
+        first, newline, _ = Path(path).read_bytes().partition(b"\n")
+        header = _unsealed(path, 1, first) if newline else {}
         return cls(path, header.get("ledger", ""), header.get("what"))
 
-    def _read(self) -> None:
-        for number, line, end in _whole_lines(self.path.read_bytes()):
-            record = self._parse_line(self.path, number, line)
-            if number == 1:
+    def _take_in(self, data: bytes) -> None:
+        """Remember the whole lines of `data`, which is the file from `_whole_bytes` on."""
+        *lines, torn = data.split(b"\n")
+        for line in lines:
+            record = _unsealed(self.path, self._n_lines + 1, line)
+            if self._n_lines == 0:
                 self._check_header(record)
             else:
                 self._remember(record)
-            self._whole_bytes = end
+            self._n_lines += 1
+            self._whole_bytes += len(line) + 1
+        if torn and not torn.startswith(b"{"):
+            raise _corrupt_line(self.path, self._n_lines + 1, torn)
 
-    @staticmethod
-    def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            record = error
-        if not isinstance(record, dict):
-            raise CorruptError(
-                f"{path}, line {number}: expected one JSON object, got {line[:60]!r}; "
-                f"delete that line to keep the others, or the file to start it again"
-            )
-        return record
+    def _mend(self, data: bytes, error: CorruptError) -> None:
+        """Set the file aside and start it again with those lines that prove themselves, if the first is among them."""
+        lines = data.split(b"\n")[:-1]
+        is_headed = bool(lines) and _is_sealed(lines[0]) and b'"ledger":' in lines[0]
+        good = [line for line in lines if _is_sealed(line)] if is_headed else []
+        self._forget()
+        self._take_in(b"".join(line + b"\n" for line in good))  # ForeignError leaves the file where it is
+        aside = quarantine(self.path)
+        if good:
+            atomic_write(self.path, b"".join(line + b"\n" for line in good))
+        self.notes.append(f"{error}; set aside as {aside.name}, {len(self)} good records kept, the others made again")
+        print(self.notes[-1], flush=True)
 
     def _check_header(self, header: dict[str, Any]) -> None:
         found = header.get("ledger")
@@ -156,20 +176,30 @@ class Ledger:
             self._by_prompt[record["prompt"]] = record
 
     def append(self, record: dict[str, Any]) -> None:
-        """Store one finished unit; on return it has reached the disk."""
-        lines = canonical(record) + "\n"
-        if self._whole_bytes == 0:
-            lines = canonical({"ledger": self.key, "what": self.what}) + "\n" + lines
+        """Store one finished unit; on return it has reached the disk.
+
+        CorruptError if the file was cut short or deleted since it was opened.
+        """
+        kept = json.loads(canonical(record))  # what a later reader will see: lists for tuples, text keys
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = lines.encode()
-        with open(self.path, "r+b" if self.path.exists() else "xb") as file:
+        with open(self.path, "a+b") as file, _alone(self.path):
+            self._catch_up(file)
+            header = b"" if self._n_lines else _sealed({"ledger": self.key, "what": self.what}) + b"\n"
             file.truncate(self._whole_bytes)
-            file.seek(self._whole_bytes)
-            file.write(data)
+            file.write(header + _sealed(kept) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self._whole_bytes += len(data)
-        self._remember(json.loads(canonical(record)))  # what a later reader will see: lists for tuples, text keys
+            self._catch_up(file)
+
+    def _catch_up(self, file: BinaryIO) -> None:
+        size = file.seek(0, os.SEEK_END)
+        if size < self._whole_bytes:
+            raise CorruptError(
+                f"{self.path} has {size} bytes, expected at least {self._whole_bytes}: it was cut or deleted while "
+                f"this run had it open; type the same command again"
+            )
+        file.seek(self._whole_bytes)
+        self._take_in(file.read())
 
     def records(self) -> Iterator[dict[str, Any]]:
         """The records in the order they were appended."""
@@ -186,53 +216,105 @@ class Ledger:
         return len(self._records)
 
 
-def _whole_lines(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """(number from 1, line without newline, offset just after it) of every line that has its newline."""
-    start = 0
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        start += len(line) + 1
-        yield number, line, start
+SEAL = len(',"sha":"0123456789abcdef"}')
+
+
+def _sealed(record: dict[str, Any]) -> bytes:
+    """The record's line without newline: its JSON with one more field, "sha", over all that stands before it."""
+    body = canonical(record)[:-1].encode()
+    return body + f',"sha":"{hashlib.sha256(body).hexdigest()[:16]}"}}'.encode()
+
+
+def _is_sealed(line: bytes) -> bool:
+    body = line[:-SEAL]
+    return line[-SEAL:] == f',"sha":"{hashlib.sha256(body).hexdigest()[:16]}"}}'.encode()
+
+
+def _unsealed(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The record of a line, without its seal; CorruptError if a byte of it has changed."""
+    if not _is_sealed(line):
+        raise _corrupt_line(path, number, line)
+    return json.loads(line[:-SEAL] + b"}")
+
+
+def _corrupt_line(path: Path, number: int, line: bytes) -> CorruptError:
+    return CorruptError(
+        f"{path}, line {number}: expected a JSON object that ends with its own digest, got {line[:60]!r}; "
+        f"the next `cotlib run` sets the file aside as {Path(path).name}.corrupt and keeps the good lines"
+    )
+
+
+# ---- quarantine -----------------------------------------------------------------------------------------------
+
+
+def quarantine(path: Path) -> Path:
+    """Move a corrupt file to the first free of `name`.corrupt, `name`.corrupt-2, ... and return where it is now."""
+    aside, number = path.with_name(f"{path.name}.corrupt"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.corrupt-{number}")
+    os.rename(path, aside)
+    return aside
+
+
+def is_quarantined(path: Path) -> bool:
+    """Whether `quarantine` put it there."""
+    return path.suffix.startswith(".corrupt")
+
+
+def sweep(folder: Path, older_than: float = 60.0) -> None:
+    """Delete the temporary files that killed writers left below `folder`; seconds spare those in use now."""
+    for path in Path(folder).rglob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > older_than:
+                path.unlink()
+
+
+# ---- one writer -----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
     """Hold `folder`/.lock, or CotlibError naming the process that holds it. A lock of a dead process is taken over."""
-    path = Path(folder) / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = canonical({"pid": os.getpid(), "host": socket.gethostname()})
-    try:
-        _create(path, mine)
-    except FileExistsError:
-        holder = _holder(path)
-        if not _is_dead(holder):
-            raise CotlibError(
-                f"{folder} is being written by process {holder.get('pid')} on {holder.get('host')}; "
-                f"wait for it, or if it is gone: rm {path}"
-            ) from None
-        path.unlink(missing_ok=True)
-        _create(path, mine)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, mine = folder / ".lock", {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
+    with _alone(folder):  # of two that find a dead lock, the second waits here and then finds a live one
+        if path.exists():
+            _take_over(path)
+        with open(path, "x") as file:  # "x": a process of another host may have been first
+            file.write(canonical(mine))
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _create(path: Path, text: str) -> None:
-    with open(path, "x") as file:  # "x" fails if another process was first
-        file.write(text)
-
-
-def _holder(path: Path) -> dict[str, Any]:
+def _take_over(path: Path) -> None:
+    """Remove the lock of a dead process, or CotlibError."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+        text = path.read_text()
+        holder = dict(json.loads(text))
+    except FileNotFoundError:  # freed since
+        return
+    except (ValueError, TypeError):
+        holder = {}
+    if text and not _is_dead(holder):  # an empty one: killed between creating and writing it
+        raise CotlibError(
+            f"{path.parent} is being written by process {holder.get('pid')} on {holder.get('host')}; "
+            f"wait for it, or if it is gone: rm {path}"
+        )
+    path.unlink(missing_ok=True)
+    if text and _born(os.getpid()) is None:
+        time.sleep(3)  # without /proc we are not on Linux, where the dead chain's kernel would have ended with it
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """True only for a process of this machine that certainly no longer runs."""
+    """True only for a process of this machine that certainly no longer runs, even if its number is in use again."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
+    if _born(os.getpid()) is not None and "born" in holder:
+        return _born(holder["pid"]) != holder["born"]
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
@@ -240,3 +322,28 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def _born(pid: int) -> str | None:
+    """When a process started, in ticks since boot; None if it is gone or a zombie, or if there is no /proc to ask."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine holds this file or folder, then hold it. Ends with the process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing to wait with
+        yield
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from .prompts import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, plural
 
 UNKNOWN, END = "<unk>", "<|endoftext|>"
-PHRASES = ("a photo of", *CLASSES, *(plural(c) for c in CLASSES), *RELATIONS)
+PHRASES = ("a photo of", "a picture of", *CLASSES, *(plural(c) for c in CLASSES), *RELATIONS)
 WORDS = ("a", "an", "and", *COLORS, *NUMBER_WORDS[1:5])
 
 

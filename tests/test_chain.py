@@ -164,10 +164,8 @@ class TestFailures:
     def test_sources_changed_during_a_run_are_noticed(self, project):
         (outputs(project) / "run.json").unlink()
         task = chain.plan(["01_baseline"], **SMOKE, seed=0, parameters={}, force=False)[0]
-        store.write_json(
-            outputs(project) / "run.json",
-            {"scale": "pocket", "effort": "smoke", "files": {}, "key": "k", "started": 9e9},
-        )
+        manifest = {"scale": "pocket", "effort": "smoke", "files": {}, "key": "k", "started": 9e9}
+        provenance.write_manifest(outputs(project), manifest)
         with pytest.raises(ForeignError, match="changed meanwhile"):
             chain._confirm(task, "another", time.time())
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cotlib.decode import DecodeOptions, decode, draw, final, n_masked_after, remask_temperature
+from cotlib.decode import DecodeOptions, decode, draw, final, given, n_masked_after, remask_temperature
 from cotlib.seeds import sample_seed
 
 
@@ -21,10 +21,14 @@ class ToyGenerator:
     def config(self):
         return SimpleNamespace(num_vq_tokens=self.n_tokens)
 
+    device = torch.device("cpu")
+
     def text_ids(self, texts):
         return torch.tensor([[len(t.split())] for t in texts])
 
-    def hidden(self, text, codes, masked):
+    prefix = text_ids
+
+    def hidden_after(self, text, codes, masked):
         wanted = (torch.arange(self.n_tokens)[None] + text) % self.codebook
         sure = torch.where(text > 0, torch.linspace(0.5, 2.5, self.n_tokens), 0.0)[..., None]
         return torch.nn.functional.one_hot(wanted, self.codebook).float() * sure
@@ -73,7 +77,16 @@ def test_guidance_makes_the_prompt_count_more():
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 3}, {"guidance": 0.0}, {"temperature": 0.0}, {"schedule": "linear"}, {"remask_temperature": "maskgit"}],
+    [
+        {"steps": 3},
+        {"guidance": 0.0},
+        {"temperature": 0.0},
+        {"schedule": "linear"},
+        {"schedule": "pow3"},
+        {"schedule": "sigmoid"},
+        {"remask_temperature": "maskgit"},
+        {"always_mask_one": True},
+    ],
 )
 def test_every_option_changes_the_result(change):
     base, changed = (run(TEXTS * 4, list(range(12)), o) for o in (OPTIONS, replace(OPTIONS, **change)))
@@ -92,7 +105,7 @@ def test_the_temperature_compounds_as_in_show_o():
 def test_tokens_are_drawn_in_proportion_to_their_probability():
     p = torch.tensor([0.1, 0.0, 0.6, 0.3])
     u = (torch.arange(1000) + 0.5) / 1000
-    drawn = draw(p.log().expand(1000, -1), u)
+    drawn = draw(p.expand(1000, -1), u)
     assert torch.bincount(drawn, minlength=4).tolist() == pytest.approx([100, 0, 600, 300], abs=1)
 
 
@@ -102,6 +115,8 @@ def test_tokens_are_drawn_in_proportion_to_their_probability():
         ({"steps": 0}, "at least 1"),
         ({"guidance": -1}, ">= 0"),
         ({"schedule": "cosin"}, "unknown schedule"),
+        ({"schedule": "pow"}, "unknown schedule 'pow'; known: cosine, linear, sigmoid, pow2"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'; known: bf16, fp32"),
         ({"remask_temperature": "x"}, "known: showo, maskgit"),
     ],
 )
@@ -113,3 +128,45 @@ def test_bad_options_are_refused(options, message):
 def test_texts_without_seeds_are_refused():
     with pytest.raises(ValueError, match="one seed per text"):
         final(decode(ToyGenerator(), ["a", "b"], [1], OPTIONS))
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_a_decoding_resumed_after_any_step_is_the_unbroken_one(k):
+    whole = run(TEXTS, [1, 2, 3])
+    rest = list(decode(ToyGenerator(), TEXTS[1:], [2, 3], OPTIONS, start=whole[k].rows([1, 2])))
+    for mine, theirs in zip(rest, whole[k + 1 :], strict=True):
+        assert mine.index == theirs.index
+        assert torch.equal(mine.codes, theirs.codes[1:]) and torch.equal(mine.masked, theirs.masked[1:])
+
+
+def test_given_tokens_are_kept_and_the_others_drawn():
+    codes, masked = torch.full((2, 16), 7), torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, 3:9], masked[1, ::2] = True, True
+    steps = list(decode(ToyGenerator(), TEXTS[:2], [1, 2], OPTIONS, start=given(codes, masked)))
+    assert all((s.codes[~masked] == 7).all() and not (s.masked & ~masked).any() for s in steps)
+    assert not steps[-1].masked.any() and (steps[-1].codes[masked] != 7).any()
+
+
+def test_more_steps_than_tokens_keep_one_at_each_until_one_is_left():
+    steps = run(["a b"], [1], replace(OPTIONS, steps=40))
+    left = [int(s.masked.sum()) for s in steps]
+    assert left[-1] == 0 and left[-2] == 1 and all(a > b or a == 1 for a, b in zip(left, left[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": given(torch.zeros(1, 16, dtype=torch.long), torch.ones(1, 16, dtype=torch.bool))}, "to start from"),
+        ({"start": given(torch.zeros(2, 16, dtype=torch.long), torch.ones(2, 16))}, "a bool mask"),
+        ({"candidates": [0]}, "one candidate number >= 0 per text"),
+        ({"candidates": [0, -1]}, "one candidate number >= 0 per text"),
+    ],
+)
+def test_a_start_or_candidates_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        final(decode(ToyGenerator(), TEXTS[:2], [1, 2], OPTIONS, **change))
+
+
+def test_a_finished_decoding_has_no_step_left():
+    with pytest.raises(ValueError, match="no step is left after step 5 of 0..5"):
+        final(decode(ToyGenerator(), TEXTS, [1, 2, 3], OPTIONS, start=run(TEXTS, [1, 2, 3])[-1]))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from cotlib.detect import PocketDetector, PocketEvaluator
 from cotlib.errors import CorruptError
 from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
+from cotlib.pocket.detector import PocketDetector, PocketEvaluator
 from cotlib.pocket.tokenizer import PocketTokenizer, psnr
 from cotlib.showo import Showo, ShowoConfig
 from cotlib.words import build_tokenizer, split
@@ -86,6 +86,34 @@ def test_the_prompt_and_the_known_codes_change_the_prediction(generator):
     assert not torch.allclose(dog, cat) and not torch.allclose(dog, other)
 
 
+def test_image_tokens_after_a_prefix_are_those_of_the_whole_sequence(generator):
+    texts = ["a photo of a dog", "", "a photo of two hot dogs", "a photo of a dog"]
+    codes, masked = torch.arange(16).view(4, 4), torch.arange(16).view(4, 4) % 3 == 0
+    with torch.no_grad():
+        whole = generator.hidden(generator.text_ids(texts), codes, masked)
+        prefix = generator.prefix(texts)
+        first, again = (generator.hidden_after(prefix, codes, masked) for _ in range(2))
+    assert torch.allclose(whole, first, atol=1e-5) and torch.equal(first, again)
+
+
+def test_guidance_on_hidden_states_is_guidance_on_logits(generator):
+    a, b = torch.randn(2, 3, generator.config.hidden_size)
+    with torch.no_grad():
+        assert torch.allclose(
+            2.5 * generator.head(a) - 1.5 * generator.head(b), generator.head(2.5 * a - 1.5 * b), atol=1e-5
+        )
+
+
+def test_attention_kernels_agree(generator):
+    text, codes = generator.text_ids(["a photo of a dog", ""]), torch.zeros(2, 4, dtype=torch.long)
+    with torch.no_grad():
+        fused = generator.hidden(text, codes, codes == 0)
+        generator.showo.set_attn_implementation("eager")
+        eager = generator.hidden(text, codes, codes == 0)
+        generator.showo.set_attn_implementation("sdpa")
+    assert torch.allclose(fused, eager, atol=1e-5)
+
+
 def test_a_masked_code_is_not_seen(generator):
     text, masked = generator.text_ids(["a photo of a dog"]), torch.ones(1, 4, dtype=torch.bool)
     with torch.no_grad():
@@ -109,7 +137,7 @@ def test_truncated_weights_are_named(generator, tmp_path):
 
 
 def test_a_prompt_that_is_too_long_is_refused(generator):
-    with pytest.raises(ValueError, match="at most 17"):
+    with pytest.raises(ValueError, match="at most 13"):
         generator.text_ids(["a photo of a dog" + " and a dog" * 10])
 
 

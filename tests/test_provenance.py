@@ -10,7 +10,7 @@ import pytest
 from toy_project import make_project, put_notebook
 
 import cotlib
-from cotlib import provenance, run, store
+from cotlib import earlier, provenance, run, store
 from cotlib.config import check
 from cotlib.errors import CorruptError, CotlibError, ForeignError, IncompleteError
 from cotlib.prompts import geneval_prompts
@@ -98,15 +98,16 @@ class TestKey:
         monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
 
         def both():
-            return provenance.code_digest("pocket"), provenance.code_digest("showo")
+            return provenance.code_digest(), provenance.weights_digest("pocket")
 
         first = both()
         store.atomic_write(tmp_path / "pocket/weights/README.md", "2")
         assert both() == first
         store.atomic_write(tmp_path / "pocket/weights/w.safetensors", "2")
-        assert both()[0] != first[0] and both()[1] == first[1]
+        assert both()[0] == first[0] and both()[1] != first[1]
         store.atomic_write(tmp_path / "a.py", "2")
-        assert both()[1] != first[1]
+        assert both()[0] != first[0]
+        assert provenance.weights_digest("showo") is None
 
 
 class TestLoad:
@@ -208,7 +209,8 @@ class TestFinish:
         here.record("a/b", 1)
         assert (folder / "run.json").exists()
         here.table("other", pd.DataFrame({"a": [1]}))
-        assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == ["other.csv"]
+        made = [path for path in folder.rglob("*") if path.is_file() and earlier.ASIDE not in path.parts]
+        assert [path.name for path in made] == ["other.csv"] and provenance.peek(folder / earlier.ASIDE) is not None
         assert not (folder.parent / "results.json").exists()
 
     def test_a_figure_carries_its_provenance_once_and_smoke_is_watermarked(self, project):
@@ -221,8 +223,8 @@ class TestFinish:
             here.figure("f", figure)
             said = [text.get_text() for text in figure.texts]
             assert len(said) == texts and ("SMOKE, not a result" in said) == (effort == "smoke")
-            for part in (here.key, "pocket", effort, "seed 0"):
-                assert part in said[0]
+            commit = f"no commit · pocket · {effort} · seed 0 · key {here.key} · n = {len(here.prompts)} prompts"
+            assert said[0] == commit
             assert path == here.folder / "figures" / "f.png" and Image.open(path).text["Description"] == said[0]
 
 

@@ -58,7 +58,7 @@ def test_finished_prompts_are_not_decoded_again(tmp_path):
     pool_in(tmp_path / "a.jsonl")
 
     class Refuses(ToyGenerator):
-        def hidden(self, *_):
+        def hidden_after(self, *_):
             raise AssertionError("decoded again")
 
     pool_in(tmp_path / "a.jsonl", generator=Refuses())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cotlib.prompts import TASKS, geneval_prompts, take
-from cotlib.stats import Estimate, auc, auc_interval, overall, paired, task
+from cotlib.stats import Estimate, auc, auc_interval, overall, paired, proportion, task
 
 PROMPTS = geneval_prompts()
 
@@ -193,3 +193,12 @@ def test_groups_must_fit_the_scores():
         auc_interval([0.1, 0.9], [0, 1], ["a"])
     with pytest.raises(ValueError, match="at least two"):
         auc_interval([0.1, 0.9], [0, 1], ["a", "a"])
+
+
+def test_a_proportion_has_wilsons_interval():
+    e = proportion([True] * 98 + [False] * 2)
+    assert (e.value, e.n) == (0.98, 100)
+    assert (e.low, e.high) == (pytest.approx(0.930, abs=1e-3), pytest.approx(0.9945, abs=1e-3))
+    assert proportion([True] * 50).low < 1
+    with pytest.raises(ValueError, match="at least one trial"):
+        proportion([])

@@ -8,7 +8,7 @@ from cotlib.config import SCALES
 from cotlib.decode import DecodeOptions, decode, final
 from cotlib.judge import outcome_question
 from cotlib.loaders import WEIGHTS, load_evaluator, load_generator, load_judge, load_tokenizer, weights_folder
-from cotlib.pocket import pretrain, world
+from cotlib.pocket import checks, pretrain, world
 from cotlib.prompts import geneval_prompts, take
 from cotlib.stats import auc
 
@@ -37,11 +37,11 @@ def test_the_tokenizer_rebuilds_held_out_scenes():
 
 
 def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
-    evaluator, images = load_evaluator(POCKET), pretrain.pictures(true_scenes)
-    others = pretrain.shuffled_prompts(list(PROMPTS), np.random.default_rng(0))
+    evaluator, images = load_evaluator(POCKET), checks.pictures(true_scenes)
+    others = checks.shuffled_prompts(list(PROMPTS), np.random.default_rng(0))
     for asked in (list(PROMPTS), others):
         said = [v.correct for v in evaluator.evaluate(images, asked)]
-        truth = [pretrain.truth_of(s, p) for s, p in zip(true_scenes, asked, strict=True)]
+        truth = [checks.truth_of(s, p) for s, p in zip(true_scenes, asked, strict=True)]
         assert np.mean(np.equal(said, truth)) > 0.9
 
 
@@ -59,7 +59,7 @@ def test_a_whole_object_scores_near_one_and_half_of_it_at_most_half():
 def test_the_judge_tells_true_descriptions_from_false_ones(true_scenes):
     rng = np.random.default_rng(0)
     asked = [p.text for p in PROMPTS] + [world.misdescribe(s, rng) for s in true_scenes]
-    images = pretrain.pictures([*true_scenes, *true_scenes])
+    images = checks.pictures([*true_scenes, *true_scenes])
     p_yes = load_judge(POCKET).p_yes(images, [outcome_question(text) for text in asked])
     assert auc(p_yes, [True] * len(PROMPTS) + [False] * len(PROMPTS)) > 0.8
 

@@ -2,11 +2,13 @@
 
 A picture is 96 x 96 px, an 8 x 8 grid of 12-px cells. Every object fills a square block of cells, so that one image
 token is one cell of one object: that is what lets a few million parameters learn 80 classes x 11 colours x counts x
-relations. One object alone is drawn large (4 x 4 cells), several are drawn small (3 x 3 cells).
+relations. An object alone in its natural colours is drawn large (4 x 4 cells), everything else small (3 x 3 cells): 790
+tinted drawings at two sizes would double what there is to memorise.
 
 Captions are web-like on purpose. `Mixture` says how often each kind of scene occurs and how often its caption is
 wrong: relations and colour binding are rare and noisy, so a generator trained here fails where Show-o fails
-(Table 1, arXiv:2501.13926).
+(Table 1, arXiv:2501.13926). Captions open with "a photo of" or "a picture of"; of single objects always the latter,
+because "a photo of a dog" is a prompt of the evaluation for each of the 80 classes.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ..prompts import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, Prompt, plural, 
 CELL = 12  # px
 GRID = 8  # cells a side
 SIZE = CELL * GRID  # px
-LARGE, SMALL = 4, 3  # cells a side of an object that is alone, and of one in company
+LARGE, SMALL = 4, 3  # cells a side of an untinted object that is alone, and of every other
 
 BACKGROUNDS = ((203, 226, 246), (250, 226, 200), (214, 234, 206))  # sky, peach, mint: pastel, so that white stands out
 TINTS = {
@@ -38,7 +40,9 @@ TINTS = {
     "black": (38, 38, 42),
     "white": (250, 250, 250),
 }
+MIDDLE_LIGHT = 0.65  # the median light of every tinted drawing, in 0..1
 FLAT_LIGHT = {"white": 1.0, "black": 0.2}  # of drawings without shading
+OPENING, OTHER_OPENING = "a photo of", "a picture of"
 UNTINTED = "person"  # GenEval never asks for a coloured person
 ATLAS = Path(__file__).with_name("atlas") / "atlas.png"
 ATLAS_TILE, ATLAS_COLUMNS = 64, 10
@@ -78,19 +82,21 @@ class Scene:
 class Mixture:
     """How often each kind of scene occurs (weights, normalised) and how often its caption lies (probabilities)."""
 
-    single: float = 0.14
-    two: float = 0.16
-    counting: float = 0.15
-    colors: float = 0.21
-    position: float = 0.08
-    attributes: float = 0.10
-    company: float = 0.16  # two or three objects, most of them tinted: many facts a picture
+    single: float = 0.10
+    two: float = 0.14
+    counting: float = 0.16
+    colors: float = 0.16
+    position: float = 0.10
+    attributes: float = 0.14
+    company: float = 0.20  # two or three objects, most of them tinted: many facts a picture
+    other_opening: float = 0.15  # "a picture of" instead of "a photo of", beside single objects
     noise_relation: float = 0.45  # the relation in the caption is drawn at random
     noise_binding: float = 0.30  # the two colours of a two-colour caption are exchanged
     noise_count: float = 0.10  # the number in the caption is drawn at random
 
     def kinds(self) -> dict[str, float]:
-        weights = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("noise_")}
+        kinds = [f.name for f in fields(self) if f.name != "other_opening" and not f.name.startswith("noise_")]
+        weights = {kind: getattr(self, kind) for kind in kinds}
         total = sum(weights.values())
         return {name: weight / total for name, weight in weights.items()}
 
@@ -138,16 +144,19 @@ def _ink_box(cls: str, cells: int) -> tuple[int, int, int, int]:
 def tint(rgba: np.ndarray, color: str | None) -> np.ndarray:
     """Replace the hue, keep the luminance. rgba: float32 [H, W, 4], 0..255.
 
-    Luminance is stretched over the sprite's own range first, so that a dark drawing can still become white and a
-    pale one black. White and black have curves of their own: a white thing is its shadows, a black one its lights.
+    Luminance is stretched over the sprite's own range and bent to one median first, so that a dark drawing can still
+    become white and a pale one black. White and black have curves of their own: a white thing is its shadows, a black
+    one its lights.
     """
     if color is None:
         return rgba
     luminance = rgba[..., :3] @ np.array([0.30, 0.59, 0.11], np.float32) / 255
     ink = luminance[rgba[..., 3] > 128]
-    low, high = np.percentile(ink, [4, 96])
+    low, middle, high = np.percentile(ink, [4, 50, 96])
     if high - low > 0.08:
         light = np.clip((luminance - low) / (high - low), 0, 1)[..., None]
+        middle = np.clip((middle - low) / (high - low), 0.05, 0.95)
+        light = light ** (np.log(MIDDLE_LIGHT) / np.log(middle))
     else:  # a drawing in one flat colour has no shading to keep
         light = np.full_like(luminance, FLAT_LIGHT.get(color, 0.75))[..., None]
     target = np.array(TINTS[color], np.float32)
@@ -273,7 +282,7 @@ def _draw(kind: str, rng: np.random.Generator, spec: Mixture) -> tuple[list[tupl
 def _compose(
     things: list[tuple[str, str | None]], rng: np.random.Generator, relation: str | None
 ) -> tuple[tuple[Thing, ...], int]:
-    cells = LARGE if len(things) == 1 else SMALL
+    cells = LARGE if len(things) == 1 and things[0][1] is None else SMALL
     spots = place(len(things), cells, rng, relation)
     background = int(rng.integers(len(BACKGROUNDS)))
     return tuple(Thing(c, k, x, y, cells) for (c, k), (x, y) in zip(things, spots, strict=True)), background
@@ -286,7 +295,8 @@ def sample_scene(spec: Mixture, seed: int) -> Scene:
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     drawn, said, relation = _draw(kind, rng, spec)
     things, background = _compose(drawn, rng, relation)
-    return Scene(render(things, background), f"a photo of {said}", things, background, kind)
+    opening = OTHER_OPENING if kind == "single" or rng.random() < spec.other_opening else OPENING
+    return Scene(render(things, background), f"{opening} {said}", things, background, kind)
 
 
 def scene_of(prompt: Prompt, seed: int) -> Scene:
@@ -305,7 +315,7 @@ def scene_of(prompt: Prompt, seed: int) -> Scene:
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """A caption in GenEval's form that is true of the scene."""
-    return f"a photo of {_say(scene, [(t.cls, t.color) for t in scene.things], rng)}"
+    return f"{OPENING} {_say(scene, [(t.cls, t.color) for t in scene.things], rng)}"
 
 
 def misdescribe(scene: Scene, rng: np.random.Generator) -> str:
@@ -316,9 +326,9 @@ def misdescribe(scene: Scene, rng: np.random.Generator) -> str:
     choice = rng.random()
     if _is_counting(truth) and choice < 0.6:
         wrong = _other(rng, (2, 3, 4), (len(truth),))
-        return f"a photo of {NUMBER_WORDS[wrong]} {plural(truth[0][0])}"
+        return f"{OPENING} {NUMBER_WORDS[wrong]} {plural(truth[0][0])}"
     if scene.kind == "position" and choice < 0.5:
-        return f"a photo of {_relate(scene, truth, rng, lie=True)}"
+        return f"{OPENING} {_relate(scene, truth, rng, lie=True)}"
     said = list(truth)
     if len(tinted) == 2 and len(truth) == 2 and choice < 0.25 and truth[0][1] != truth[1][1]:
         said = [(truth[0][0], truth[1][1]), (truth[1][0], truth[0][1])]
@@ -330,7 +340,7 @@ def misdescribe(scene: Scene, rng: np.random.Generator) -> str:
     else:
         i = int(rng.integers(len(truth)))
         said[i] = (_other(rng, CLASSES, tuple(present)), truth[i][1])
-    return f"a photo of {_say(scene, said, rng)}"
+    return f"{OPENING} {_say(scene, said, rng)}"
 
 
 def _is_counting(things: list[tuple[str, str | None]]) -> bool:

@@ -1,0 +1,163 @@
+"""Weights that others publish: found in a folder or on the hub, loaded whole or not at all, never from a pickle."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    Mask2FormerForUniversalSegmentation,
+    PreTrainedModel,
+)
+
+from .errors import CorruptError, IncompleteError
+from .mask2former_keys import UNUSED, convert, is_official, official_config
+from .prompts import CLASSES
+from .store import digest, sha256
+
+DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+CLIP = "openai/clip-vit-large-patch14"
+PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt")
+SNAPSHOT = ("*.safetensors", "*.json", "merges.txt")
+
+
+def find(name: str, what: str) -> Path:
+    """The file or folder of weights that a path or a hub name (NAME or NAME@REVISION) stands for.
+
+    Raises ValueError for a pickle, IncompleteError for what is neither here nor to be had.
+    """
+    path = Path(name).expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise ValueError(pickle_refusal(path))
+    if path.exists():
+        return path
+    repository, _, revision = name.partition("@")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repository):
+        raise IncompleteError(f"no {what} weights at {name}: expected a file, a folder, or a hub name such as {CLIP}")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(SNAPSHOT)))
+    except Exception as error:  # no network, offline, no such name: many classes, one meaning
+        raise IncompleteError(
+            f"no {what} weights: {name} is no file or folder here, and the hub gave none ({_first_line(error)}). Where "
+            f"there is a network: hf download {repository}; else pass --{what} with a folder that holds them"
+        ) from error
+
+
+def pickle_refusal(path: Path) -> str:
+    """How to turn pickled weights into safetensors, once, out of harm's way."""
+    new = path.with_suffix(".safetensors")
+    script = (
+        "import torch; from safetensors.torch import save_file; "
+        f"w = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+        f"save_file({{k: v.clone() for k, v in w.get('state_dict', w).items()}}, {str(new)!r})"
+    )
+    return (
+        f"{path}: pickled weights are never loaded, a pickle can run any program. Convert the file once, in an "
+        "environment to throw away:\n"
+        "  python -m venv convert && convert/bin/pip install torch numpy safetensors\n"
+        f'  convert/bin/python -c "{script}"\n'
+        f"and pass {new}"
+    )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The safetensors of a file or folder. ValueError for pickles and other files, IncompleteError if none."""
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise ValueError(f"{path}: expected weights as .safetensors, got {path.suffix or 'no ending'}")
+        return [path]
+    found = sorted(path.glob("*.safetensors"))
+    if pickled := [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICKLES and not found]:
+        raise ValueError(pickle_refusal(pickled[0]))
+    if not found:
+        raise IncompleteError(f"no weights in {path}: expected a .safetensors file; fetch them again, or pass another")
+    return found
+
+
+def digest_of(path: Path) -> str:
+    """12 hex digits of everything that makes the model: weights and, in a folder, its configuration."""
+    files = files_of(path) + (sorted(path.glob("*.json")) if path.is_dir() else [])
+    return digest({file.name: sha256(file) for file in files})[:12]
+
+
+def load_mask2former(path: Path) -> Mask2FormerForUniversalSegmentation:
+    """The detector, float32, from a folder in the hub's layout or from GenEval's own file as safetensors.
+
+    Raises CorruptError for weights that do not make up the whole network, or that know other classes.
+    """
+    files = files_of(path)
+    if path.is_dir() and (path / "config.json").is_file():
+        model = _from_folder(Mask2FormerForUniversalSegmentation, path, UNUSED)
+    else:
+        model = _from_official(files)
+    if model.config.num_labels != len(CLASSES):
+        raise CorruptError(
+            f"{path}: expected a detector of the {len(CLASSES)} COCO instances, got one of {model.config.num_labels} "
+            f"labels; use {DETECTOR}"
+        )
+    return model
+
+
+def load_clip(path: Path) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
+    """CLIP, float32, with its tokenizer and image processor. Raises CorruptError where a part is missing."""
+    files_of(path)
+    model = _from_folder(CLIPModel, path)
+    try:
+        return model, CLIPTokenizer.from_pretrained(path), CLIPImageProcessorPil.from_pretrained(path)
+    except Exception as error:
+        raise CorruptError(f"{path}: no tokenizer or image processor of CLIP ({_first_line(error)})") from error
+
+
+def _from_folder(cls: type[PreTrainedModel], path: Path, unused: Iterable[str] = ()) -> PreTrainedModel:
+    """A stock `from_pretrained`, but missing weights are an error, not random numbers and a warning."""
+    try:
+        model, told = cls.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise CorruptError(f"cannot load {cls.__name__} from {path}: {error}; fetch the files again") from error
+    _check_whole(path, set(told["missing_keys"]) - set(unused), told["mismatched_keys"])
+    return model.eval()
+
+
+def _from_official(files: list[Path]) -> Mask2FormerForUniversalSegmentation:
+    if len(files) != 1:
+        raise ValueError(f"{files[0].parent}: expected a config.json or a single .safetensors, got {len(files)} files")
+    try:
+        weights = load_file(files[0])
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"cannot read {files[0]}: {error}; convert or fetch it again") from error
+    if not is_official(weights):
+        raise CorruptError(
+            f"{files[0]}: expected mmdetection's names (backbone..., panoptic_head...), got "
+            f"{next(iter(weights), None)!r}; of weights in the hub's layout pass the folder, config.json included"
+        )
+    model = Mask2FormerForUniversalSegmentation(official_config())
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    converted = convert(weights)
+    odd = [name for name, tensor in converted.items() if tensor.shape != shapes.get(name)]
+    _check_whole(files[0], shapes.keys() - converted.keys() - set(UNUSED), odd)
+    model.load_state_dict(converted, strict=False)
+    return model.eval()
+
+
+def _check_whole(path: Path, missing: set[str], odd: Iterable) -> None:
+    odd = sorted(map(str, odd))
+    if missing or odd:
+        wrong = f"weights are missing ({len(missing)})" if missing else f"weights do not fit ({len(odd)})"
+        raise CorruptError(
+            f"{path}: {wrong}, the first {min(missing) if missing else odd[0]}; "
+            "expected every weight of the network; fetch or convert the file again"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,95 @@
+"""What the pocket models are trained on and checked with, without training any."""
+
+import numpy as np
+import pytest
+
+from cotlib.geneval import Verdict
+from cotlib.pocket import checks, pretrain, world
+from cotlib.pocket.tokenizer import psnr
+from cotlib.prompts import geneval_prompts
+
+EVALUATION = {p.text for p in geneval_prompts()}
+SCENES = pretrain.scenes(world.WEB, 0, "test", 0, 1500)
+
+
+def test_no_caption_that_is_read_says_what_an_evaluation_prompt_says():
+    kept = [s for s in SCENES if pretrain.unseen(s.caption, s)]
+    contents = {text.removeprefix("a photo of ") for text in EVALUATION}
+    for scene in kept:
+        assert scene.caption not in EVALUATION
+        said = scene.caption.removeprefix("a photo of ").removeprefix("a picture of ")
+        assert scene.kind == "single" or said not in contents
+    dropped = {s.kind for s in SCENES} - {s.kind for s in kept}
+    assert not dropped and len(kept) < len(SCENES)
+
+
+def test_single_objects_are_told_of_under_the_other_opening_only():
+    singles = [s for s in SCENES if s.kind == "single"]
+    assert len(singles) > 50
+    assert all(s.caption.startswith("a picture of a") and pretrain.unseen(s.caption, s) for s in singles)
+
+
+def test_the_judge_is_never_asked_about_an_evaluation_prompt():
+    rng = np.random.default_rng(0)
+    asked = [q for s in pretrain.scenes(world.CLEAN, 0, "test", 0, 300) for q in pretrain.questions_about(s, rng, 8)[0]]
+    assert len(asked) == 300 * 8
+    assert not [q for q in asked if any(f"prompt: {text}. Does" in q for text in EVALUATION)]
+
+
+def test_questions_about_a_scene_are_answered_truly():
+    scene = world.Scene(
+        world.render([world.Thing("dog", "red", 0, 0, 3)]),
+        "a photo of a red dog",
+        (world.Thing("dog", "red", 0, 0, 3),),
+        0,
+        "colors",
+    )
+    asked, answers = pretrain.questions_about(scene, np.random.default_rng(0), 60)
+    for question, answer in zip(asked, answers, strict=True):
+        true = "a red dog" in question or "Is there a dog in" in question
+        assert answer == int(true), question
+
+
+def test_an_object_with_a_third_of_its_cells_wrong_is_labelled_as_nothing():
+    batch = pretrain.scenes(world.CLEAN, 0, "test", 0, 400)
+    labels = pretrain.cell_labels(batch)
+    whole = [x.clone() for x in labels]
+    images = pretrain.break_objects(batch, labels, np.random.default_rng(0))
+    broken = kept = 0
+    for b, scene in enumerate(batch):
+        grid = (images[b] != scene.image).reshape(8, 12, 8, 12, 3).any((1, 3, 4))
+        for t in scene.things:
+            block = (slice(t.row, t.row + t.cells), slice(t.column, t.column + t.cells))
+            gone = (labels[0][b][block] == pretrain.NOTHING).all().item()
+            if gone:
+                broken += 1
+                assert (labels[1][b][block] == -100).all() and (labels[2][b][block] == -100).all()
+            else:
+                kept += 1
+                assert grid[block].sum() < t.cells**2 / 3 + 1e-9
+                assert (labels[0][b][block] == whole[0][b][block]).all()
+    assert broken > 60 and kept > 400
+
+
+def test_violating_cases_violate_their_prompt_and_nothing_else():
+    cases = checks.violating_cases(560)
+    assert not any(checks.truth_of(c.scene, c.prompt) for c in cases)
+    assert {c.prompt.task for c in cases} == {p.task for p in geneval_prompts()}
+    for case in cases:
+        wanted = sum(clause.count for clause in case.prompt.include)
+        assert abs(len(case.scene.things) - wanted) == (1 if case.prompt.task == "counting" else 0)
+
+
+def test_mixed_cases_know_their_answers():
+    cases = checks.mixed_cases(600)
+    assert 0.4 < np.mean([c.truth for c in cases]) < 0.6
+    perfect = [Verdict(c.truth, ()) for c in cases]
+    assert set(checks.agreement(cases, perfect).values()) == {1.0}
+    always = checks.agreement(cases, [Verdict(True, ())] * len(cases))
+    assert always["overall"] == pytest.approx(np.mean([c.truth for c in cases]))
+
+
+def test_damage_is_as_strong_as_it_says():
+    images = checks.pictures(SCENES[:40])
+    assert psnr(images, checks.damaged(images, 26.0)) == pytest.approx(26, abs=0.4)
+    assert psnr(images, checks.damaged(images, 32.0)) == pytest.approx(32, abs=0.4)
