@@ -51,7 +51,7 @@ POWER = re.compile(r"pow(\d+(?:\.\d+)?)")  # "pow2": 1 - t^2
 
 def schedule_named(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """A schedule of `SCHEDULES`, or a power such as "pow2". Raises ValueError for any other name."""
-    if power := POWER.fullmatch(name):
+    if power := POWER.fullmatch(str(name)):
         return lambda t: (1 - t ** float(power[1])).clamp(1e-6, 1)
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}, pow2 or another power")

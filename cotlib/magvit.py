@@ -298,7 +298,7 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1], in the two roundings of Show-o's pre-processing."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1], as Show-o's pre-processing."""
     return (images.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
 
 

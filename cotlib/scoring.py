@@ -129,7 +129,7 @@ def ledger_of(out: Path, **identity: str) -> store.Ledger:
     """The ledger beside a results file. ForeignError if other weights filled it."""
     path, key = out.with_name(f"{out.stem}.ledger.jsonl"), store.digest(identity)[:16]
     theirs = store.Ledger.existing(path) if path.exists() else None
-    if theirs is not None and theirs.key != key:
+    if theirs is not None and theirs.key not in ("", key):  # "": a header torn in writing, no verdict behind it
         changed = sorted(k for k in {*theirs.what, *identity} if theirs.what.get(k) != identity.get(k))
         detail = "; ".join(f"{k}: {theirs.what.get(k)} there, {identity.get(k)} here" for k in changed)
         raise ForeignError(

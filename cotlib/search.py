@@ -58,15 +58,14 @@ def decode_pool(
     per_batch = max(1, batch_size // n_candidates)
     in_batches = Batches(batch_size, "decoding")
 
-    def finish(candidates: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
-        texts, seeds = zip(*candidates, strict=True)
-        return list(final(decode(generator, list(texts), list(seeds), options)).codes)
+    def finish(candidates: Sequence[tuple[Prompt, int]]) -> list[torch.Tensor]:
+        texts = [p.text for p, _ in candidates]
+        seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p, k in candidates]
+        return list(final(decode(generator, texts, seeds, options, candidates=[k for _, k in candidates])).codes)
 
     with progress(len(missing), "decoding", "prompts") as advance:
         for group in _chunks(missing, per_batch):
-            seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p in group for k in range(n_candidates)]
-            texts = [p.text for p in group for _ in range(n_candidates)]
-            rows = iter(in_batches(finish, list(zip(texts, seeds, strict=True))))
+            rows = iter(in_batches(finish, [(p, k) for p in group for k in range(n_candidates)]))
             for prompt in group:
                 ledger.append({"prompt": prompt.id, "codes": [next(rows).tolist() for _ in range(n_candidates)]})
             advance(len(group))

@@ -377,7 +377,6 @@ def test_a_planted_pickle_is_refused_and_not_run(part, name, tmp_path, monkeypat
     assert not (tmp_path / "planted").exists()
 
 
-@pytest.mark.xfail(reason="cotlib/judge.py has to pass use_safetensors=True to from_pretrained", strict=False)
 def test_a_pickle_of_good_tensors_is_refused_too(tmp_path):
     """transformers would take it in the place of missing safetensors."""
     from safetensors.torch import load_file

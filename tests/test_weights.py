@@ -9,7 +9,7 @@ from cotlib.decode import DecodeOptions, decode, final
 from cotlib.judge import outcome_question
 from cotlib.loaders import WEIGHTS, load_evaluator, load_generator, load_judge, load_tokenizer, weights_folder
 from cotlib.pocket import checks, pretrain, world
-from cotlib.prompts import geneval_prompts, take
+from cotlib.prompts import TASKS, geneval_prompts, take
 from cotlib.stats import auc
 
 POCKET = SCALES["pocket"]
@@ -33,7 +33,7 @@ def test_weights_are_safetensors_under_16_megabytes_each_and_48_in_all():
 
 
 def test_the_tokenizer_rebuilds_held_out_scenes():
-    assert pretrain.check_tokenizer(load_tokenizer(POCKET), n=64)["psnr_db"] > 28
+    assert pretrain.check_tokenizer(load_tokenizer(POCKET), n=64)["psnr_db"] > 30.5
 
 
 def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
@@ -42,10 +42,20 @@ def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
     for asked in (list(PROMPTS), others):
         said = [v.correct for v in evaluator.evaluate(images, asked)]
         truth = [checks.truth_of(s, p) for s, p in zip(true_scenes, asked, strict=True)]
-        assert np.mean(np.equal(said, truth)) > 0.9
+        assert np.mean(np.equal(said, truth)) > 0.96
 
 
-def test_a_whole_object_scores_near_one_and_half_of_it_at_most_half():
+def test_the_generator_draws_single_objects_and_leaves_work_to_a_verifier():
+    asked = [p for p in PROMPTS for _ in range(4)]
+    steps = decode(load_generator(POCKET), [p.text for p in asked], list(range(len(asked))), DecodeOptions())
+    said = load_evaluator(POCKET).evaluate(load_tokenizer(POCKET).decode(final(steps).codes), asked)
+    right = {task: np.mean([v.correct for v, p in zip(said, asked, strict=True) if p.task == task]) for task in TASKS}
+    assert right["single_object"] > 0.85
+    assert right["position"] < 0.6 and right["color_attr"] < 0.6
+    assert 0.4 < np.mean(list(right.values())) < 0.75
+
+
+def test_a_whole_object_scores_near_one_and_a_half_one_is_none():
     whole = world.render([world.Thing("bear", None, 2, 2, 4)])
     half = whole.copy()
     half[:, 48:] = world.BACKGROUNDS[0]
@@ -53,7 +63,7 @@ def test_a_whole_object_scores_near_one_and_half_of_it_at_most_half():
         max([d.score for d in found if d.cls == "bear"], default=0.0)
         for found in load_evaluator(POCKET).detect(np.stack([whole, half]))
     ]
-    assert scores[0] > 0.9 and scores[1] < 0.6
+    assert scores[0] > 0.9 and scores[1] < 0.3
 
 
 def test_the_judge_tells_true_descriptions_from_false_ones(true_scenes):

@@ -1,9 +1,9 @@
 """The pocket detector and colour classifier, behind the protocol that GenEval's rules need.
 
 Every cell says which class covers it, in which colour, and which cell of an object it is (one of 3 x 3 or of 4 x 4).
-Cells vote: the score of "a dog here, this large" is the mean over its block of p(class) * p(place in the block), so a
-whole sharp object scores near 1 and half of one at most about 0.5. A smudge in the right colours may still pass: it was
-never among the training pictures. Overlapping weaker candidates are dropped.
+Cells vote: the score of "a dog here, this large" is the mean over its block of p(class) * p(place in the block). Half-
+built objects and smudges were among the training pictures, labelled as nothing, so they score near 0 and a whole object
+near 1. Overlapping weaker candidates are dropped.
 
 Colours are GenEval's ten and `natural`, the sprite's own: in the pocket world a red fire engine that nobody painted is
 natural, not red.
