@@ -49,15 +49,17 @@ def grid(
 ) -> Figure:
     """Pictures uint8 [H, W, 3] in rows; a mark frames a picture: solid blue = correct, dashed orange = wrong."""
     rows = -(-len(images) // columns)
-    tall = size * (1.35 if captions is not None else 1.05)
+    titles = [fill(caption.removeprefix("a photo of "), 22) for caption in captions or []]
+    most_lines = max((title.count("\n") + 1 for title in titles), default=0)
+    tall = 1.05 * size + 0.15 * most_lines  # inches: a line of a title is 7 points and its leading
     fig, axes = plt.subplots(rows, columns, figsize=(size * columns, tall * rows), squeeze=False)
     for i, ax in enumerate(axes.flat):
         _bare(ax)
         if i >= len(images):
             continue
         ax.imshow(images[i], interpolation="nearest")
-        if captions is not None:
-            ax.set_title(fill(captions[i].removeprefix("a photo of "), 22), fontsize=7)
+        if titles:
+            ax.set_title(titles[i], fontsize=7)
         if marks is not None and marks[i] is not None:
             ax.spines[:].set(visible=True, linewidth=2.5)
             dashes = "-" if marks[i] else (0, (3, 2))
