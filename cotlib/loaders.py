@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ def weights_folder(scale: Scale, part: str) -> Path:
 
 def _hub_model(cls: type, folder: Path):
     try:
-        return cls.from_pretrained(folder).float().eval()
+        with contextlib.redirect_stdout(None):  # where it announces that a folder is a folder
+            return cls.from_pretrained(folder).float().eval()
     except Exception as error:
         raise CorruptError(f"cannot load {folder}: {error}; restore it with: git checkout {folder}") from error
 
