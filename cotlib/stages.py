@@ -105,8 +105,9 @@ def _scored(run: Run, pools: Sequence[Pool], what: str, parts: tuple[str, ...], 
 
 
 def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}; each after a warm-up, nothing from a ledger."""
-    tokenizer, prompts = load_tokenizer(run.scale), (run.prompts * n)[:n]
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it."""
+    tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
+    prompts = [p for p in run.prompts * n for _ in range(per_prompt)][:n]
     generator, evaluator, judge = load_generator(run.scale), load_evaluator(run.scale), load_judge(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
     texts, questions = [p.text for p in prompts], [outcome_question(p.text) for p in prompts]
@@ -119,10 +120,13 @@ def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
 
 
 def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
-    """Result and wall time of the second of two calls: the first fills caches."""
-    job()
-    start = time.perf_counter()
-    return job(), time.perf_counter() - start
+    """Result and median wall time, s, of three calls after a first that fills caches."""
+    result, seconds = job(), []
+    for _ in range(3):
+        start = time.perf_counter()
+        job()
+        seconds.append(time.perf_counter() - start)
+    return result, float(np.median(seconds))
 
 
 # --- From verdicts to estimates ---------------------------------------------------------------------------------
