@@ -123,7 +123,7 @@ def task_bars(estimates: Mapping[str, Mapping[str, Estimate]], generator: str = 
             ax.plot(x, published, "D", mfc="white", mec="black", ms=5, label=f"paper, {label}")
     ax.set_xticks(range(len(columns)), [TASK_NAMES[t] for t in columns], rotation=15)
     ax.set(ylabel="GenEval accuracy (fraction of images)", ylim=(0, 1.02))
-    ax.legend(fontsize=7, ncols=2)
+    ax.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     fig.tight_layout()
     return fig
 
