@@ -107,7 +107,7 @@ def _scored(run: Run, pools: Sequence[Pool], what: str, parts: tuple[str, ...], 
 def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
     """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it."""
     tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
-    prompts = [p for p in run.prompts * n for _ in range(per_prompt)][:n]
+    prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
     generator, evaluator, judge = load_generator(run.scale), load_evaluator(run.scale), load_judge(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
     texts, questions = [p.text for p in prompts], [outcome_question(p.text) for p in prompts]

@@ -89,6 +89,12 @@ def test_mixed_cases_know_their_answers():
     assert always["overall"] == pytest.approx(np.mean([c.truth for c in cases]))
 
 
+@pytest.mark.parametrize("cases", [checks.mixed_cases, checks.violating_cases])
+def test_too_few_cases_for_all_tasks_are_refused(cases):
+    with pytest.raises(ValueError, match="each of the 553 prompts, got n = 300"):
+        cases(300)
+
+
 def test_damage_is_as_strong_as_it_says():
     images = checks.pictures(SCENES[:40])
     assert psnr(images, checks.damaged(images, 26.0)) == pytest.approx(26, abs=0.4)

@@ -44,8 +44,12 @@ def truth_of(scene: world.Scene, prompt: Prompt) -> bool:
 
 
 def mixed_cases(n: int, seed: int = 0) -> list[Case]:
-    """n scenes of the evaluation prompts in turn; every other one is asked another prompt of its task."""
+    """n scenes of the evaluation prompts in turn; every other one is asked another prompt of its task.
+
+    Raises ValueError for fewer scenes than prompts, as these come task by task.
+    """
     prompts, cases = geneval_prompts(), []
+    _check_enough(n, len(prompts))
     for i in range(n):
         own = prompts[i % len(prompts)]
         scene = world.scene_of(own, sample_seed(seed, own.id, i, "agreement"))
@@ -56,7 +60,11 @@ def mixed_cases(n: int, seed: int = 0) -> list[Case]:
 
 
 def violating_cases(n: int, seed: int = 0) -> list[Case]:
-    """n scenes that violate exactly one clause of the evaluation prompt they are asked about."""
+    """n scenes, each of an evaluation prompt with one clause changed, asked about the prompt as it was: all wrong.
+
+    Raises ValueError for fewer scenes than prompts, as these come task by task.
+    """
+    _check_enough(n, len(geneval_prompts()))
 
     def endless():
         prompts = geneval_prompts()
@@ -70,6 +78,13 @@ def violating_cases(n: int, seed: int = 0) -> list[Case]:
             i += 1
 
     return list(islice(endless(), n))
+
+
+def _check_enough(n: int, prompts: int) -> None:
+    if n < prompts:
+        raise ValueError(
+            f"expected at least one scene of each of the {prompts} prompts, got n = {n}; ask for {prompts}"
+        )
 
 
 def violate(prompt: Prompt, rng: np.random.Generator) -> Prompt:

@@ -27,7 +27,7 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from ..geneval import NATURAL
 from ..judge import PRESENCE_AFTER, PRESENCE_BEFORE, Judge, judge_tokenizer, outcome_question, pocket_judge_config
-from ..prompts import CLASSES, COLORS, Prompt, geneval_prompts, with_article
+from ..prompts import CLASSES, COLORS, geneval_prompts, with_article
 from ..provenance import machine
 from ..seeds import sample_seed
 from ..showo import Showo, ShowoConfig
@@ -255,12 +255,6 @@ def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int 
     return model
 
 
-def evaluation_scenes(seed: int = 0) -> tuple[list[Prompt], np.ndarray]:
-    """A true scene for each of the 553 prompts: what a perfect generator would draw."""
-    prompts = list(geneval_prompts())
-    return prompts, np.stack([world.scene_of(p, sample_seed(seed, p.id, 0, "true")).image for p in prompts])
-
-
 def check_detector(model: PocketDetector, n: int = 5000) -> dict[str, float]:
     """Agreement with ground truth on clean, rebuilt and damaged scenes; and how often a violated clause passes."""
     vision, evaluator = load_vision(), PocketEvaluator(model)
@@ -358,9 +352,11 @@ def look_up_own_word(judge: Judge) -> None:
 
 def check_judge(judge: Judge, seed: int = 0) -> dict[str, float]:
     """AUC on held-out clean scenes of the 553 prompts: asked their own prompt, and one with one clause changed."""
-    prompts, images = evaluation_scenes(seed)
+    prompts = geneval_prompts()
+    true = [world.scene_of(p, sample_seed(seed, p.id, 0, "true")) for p in prompts]
+    images = pictures(true)
     rng = np.random.default_rng(sample_seed(seed, "wrong", 0, "held-out"))
-    wrong = [world.misdescribe(world.scene_of(p, sample_seed(seed, p.id, 0, "true")), rng) for p in prompts]
+    wrong = [world.misdescribe(scene, rng) for scene in true]
     yes = judge.p_yes(images, [outcome_question(p.text) for p in prompts])
     no = judge.p_yes(images, [outcome_question(text) for text in wrong])
     return {"auc_clean": auc([*yes, *no], [True] * len(yes) + [False] * len(no)), "questions": len(yes) + len(no)}
