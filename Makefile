@@ -2,7 +2,7 @@
 #   make reproduce            the notebooks, about 20 minutes on 2 cores
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests
-#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
+#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, about an hour
 #   make lab                  JupyterLab on the notebooks
 #   make clean                caches; outputs/ and .venv stay
 

@@ -1,7 +1,7 @@
 """kill -9 at a random moment, then the same command again: the end is that of a run that nobody killed.
 
 Five kills of the smallest chain run with the other tests. `make kill-test` does fifty of a chain with tables, figures
-and a report; `make kill-test KILLS=50 CHAIN=real` those of the notebooks themselves at effort quick, for hours.
+and a report; `make kill-test KILLS=50 CHAIN=real` those of the notebooks themselves at effort quick, in about an hour.
 """
 
 import json
@@ -88,9 +88,7 @@ class RealChain:
         words = ["run", "--scale", "pocket", "--effort", "quick", *(["01_baseline", "--force"] if force else [])]
         where = {**os.environ, "COTLIB_OUTPUTS": str(self.outputs)}
         root = Path(__file__).parents[1]
-        process = subprocess.Popen([sys.executable, "-m", "cotlib", *words], cwd=root, env=where)
-        process.join = process.wait
-        return process
+        return subprocess.Popen([sys.executable, "-m", "cotlib", *words], cwd=root, env=where)
 
     def finish(self) -> None:
         assert self.start().wait() == 0
@@ -110,11 +108,39 @@ def kill_at_random(subject, n_kills: int) -> None:
         time.sleep(moment)
         running.kill()
         running.join()
-        kills += (running.exitcode if hasattr(running, "exitcode") else running.returncode) == -9
+        kills += running.exitcode == -9
         start = time.monotonic()
         subject.finish()
         assert fingerprint(subject.outputs) == whole, f"after a kill at {moment:.3f} s of {duration:.1f} s"
         print(f"{kills}/{n_kills}: killed at {moment:.2f} s, finished in {time.monotonic() - start:.1f} s, equal")
+
+
+def kill_again_and_again(subject, n_kills: int) -> None:
+    """The same for a chain that takes minutes: one run after another is killed until one ends by itself, which is
+    compared; every other series starts as a forced re-run over a finished result."""
+    start = time.monotonic()
+    subject.finish()
+    duration, whole, kills, ends = time.monotonic() - start, fingerprint(subject.outputs), 0, 0
+    rng = random.Random(os.environ.get("KILL_SEED"))
+    while kills < n_kills:
+        force, code, here = ends % 2 == 1, None, 0
+        if not force:
+            shutil.rmtree(subject.outputs)
+        while code != 0:
+            running, moment = subject.start(force), rng.uniform(0, duration / 6)
+            force = False
+            if kills + here < n_kills:
+                try:
+                    running.wait(moment)
+                except subprocess.TimeoutExpired:
+                    running.kill()
+            code = running.wait()
+            assert code in (0, -9), f"exit code {code} after {kills + here} kills"
+            here += code == -9
+            print(f"{kills + here}/{n_kills}: exit code {code}, at {moment:.1f} s at the latest", flush=True)
+        kills, ends = kills + here, ends + 1
+        assert fingerprint(subject.outputs) == whole, f"after {here} kills in a row"
+        print(f"{kills}/{n_kills}: the end of {here} kills is that of a run that nobody killed", flush=True)
 
 
 def test_five_kills_of_the_smallest_chain(tmp_path):
@@ -124,9 +150,11 @@ def test_five_kills_of_the_smallest_chain(tmp_path):
 @pytest.mark.slow
 def test_fifty_kills(tmp_path):
     names = ["01_baseline", "02_outcome_verifier", "08_report"]
-    is_real = os.environ.get("CHAIN", "toy") == "real"
-    subject = RealChain(tmp_path) if is_real else ToyChain(tmp_path / "project", names, TABLE)
-    kill_at_random(subject, int(os.environ.get("KILLS", 50)))
+    n_kills = int(os.environ.get("KILLS", 50))
+    if os.environ.get("CHAIN", "toy") == "real":
+        kill_again_and_again(RealChain(tmp_path / "outputs"), n_kills)
+    else:
+        kill_at_random(ToyChain(tmp_path / "project", names, TABLE), n_kills)
 
 
 @pytest.mark.parametrize(
