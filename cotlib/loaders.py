@@ -48,19 +48,22 @@ def load_tokenizer(scale: Scale) -> PocketTokenizer:
     return _hub_model(PocketTokenizer, weights_folder(scale, "tokenizer"))
 
 
+def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
+    """A generator in float32, anew at each call: the base of a scale, or an aligned one from its folder."""
+    from .showo import Showo
+
+    return Showo.from_pretrained(folder or weights_folder(scale, "generator"))
+
+
 @lru_cache
-def load_generator(scale: Scale, name: str = "base") -> Showo:
-    """The generator, for decoding; `base` is the only one so far.
+def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
+    """The same, for decoding.
 
     Its backbone is in bfloat16, as it computes anyway: without casts it is 1.1 times as fast, its loss the same.
     """
     import torch
 
-    from .showo import Showo
-
-    if name != "base":
-        raise ValueError(f"unknown generator {name!r}; known: base")
-    generator = Showo.from_pretrained(weights_folder(scale, "generator"))
+    generator = generator_to_train(scale, folder)
     generator.showo.model.to(torch.bfloat16)
     return generator
 
