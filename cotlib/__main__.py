@@ -94,6 +94,35 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 @app.command()
+def pool(
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    seed: SeedOption = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter as the notebooks have it; repeatable."),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="decode (the pools alone), verdicts, orm-zero-shot; repeatable. decode if none is given."),
+    ] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="This process's share of the prompts, 1/N to N/N.")] = "1/1",
+) -> None:
+    """Decode, evaluate and judge candidates ahead of the notebooks, on many devices: under `accelerate launch -m`.
+
+    Nobody waits for anybody, and after a kill the same command goes on.
+    """
+    from cotlib import shards
+    from cotlib.run import load
+
+    share, names = shards.Shard.parse(shard), stage or ["decode"]
+    shards.check_stages(names)
+    signal.signal(signal.SIGTERM, _terminate)
+    loaded = load("01_baseline", scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
+    shards.make(loaded, shards.this_process(share), names)
+
+
+@app.command()
 def status(
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",

@@ -117,12 +117,20 @@ class Run:
     def ledger(self, name: str, **what: Any) -> store.Ledger:
         """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.
 
-        A damaged one is set aside as *.corrupt, and its good lines are kept.
+        A damaged one is set aside as *.corrupt, and its good lines are kept. What processes of `cotlib pool` have left
+        in shards beside it is taken over; ForeignError if it depends on something else.
         """
-        what = {"scale": self.scale.name, "seed": self.seed, **what}
-        opened = store.Ledger(self.pools / f"{name}.jsonl", store.digest(what)[:12], what, mend=True)
+        path, key, what = self._ledger(name, what)
+        opened = store.Ledger(path, key, what, mend=True)
+        shards = [store.Ledger(shard, key, what, mend=True).by_prompt() for shard in store.shard_paths(path)]
+        opened.take_over({prompt: record for shard in shards for prompt, record in shard.items()})
         self._ledgers.append(opened)
         return opened
+
+    def _ledger(self, name: str, what: Mapping[str, Any]) -> tuple[Path, str, dict[str, Any]]:
+        """Path, key and identity of a shared ledger."""
+        identity = {"scale": self.scale.name, "seed": self.seed, **what}
+        return self.pools / f"{name}.jsonl", store.digest(identity)[:12], identity
 
     def record(
         self,
