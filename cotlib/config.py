@@ -31,6 +31,11 @@ class Scale:
     def n_tokens(self) -> int:
         return self.grid * self.grid
 
+    @property
+    def has_ground_truth(self) -> bool:
+        """Its world is drawn by the package, so scenes are known and not only looked at."""
+        return self.offline
+
 
 SCALES = {
     "pocket": Scale("pocket", 96, 8, steps=8, guidance=1.75, temperature=1.0, batch_size=64, offline=True),
@@ -80,6 +85,7 @@ PARAMETERS = {
 }
 NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it
 SAMPLING = tuple(PARAMETERS)
+PARTS = ("generator", "text-tokenizer", "tokenizer", "detector", "clip", "judge")  # weights of a scale that ships none
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,16 @@ class Notebook:
     overrides: tuple[str, ...] = ()
     in_chain: bool = True
     needs_upstream: bool = True  # False: it reports whatever is there
+    weights: tuple[str, ...] = PARTS  # which of them it reads itself
 
 
 NOTEBOOKS = {
-    "01_baseline": Notebook(overrides=SAMPLING),
+    "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
     "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=SAMPLING),
-    "08_report": Notebook(upstream=("01_baseline", "02_outcome_verifier")),
-    "00_index": Notebook(upstream=("01_baseline", "02_outcome_verifier", "08_report"), needs_upstream=False),
+    "08_report": Notebook(upstream=("01_baseline", "02_outcome_verifier"), weights=()),
+    "00_index": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier", "08_report"), needs_upstream=False, weights=()
+    ),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 

@@ -200,7 +200,7 @@ def remask_temperature(step: int, options: DecodeOptions, candidate: int = 0) ->
     return math.prod((1 - (j + 1) / options.steps for j in range(step + 1)), start=options.temperature)
 
 
-def _remask(confidence: torch.Tensor, unknown: torch.Tensor, step: int, options: DecodeOptions) -> torch.Tensor:
+def remask(confidence: torch.Tensor, unknown: torch.Tensor, step: int, options: DecodeOptions) -> torch.Tensor:
     """The least confident of the tokens drawn now are masked again: bool [B, L], True = unknown.
 
     At least one token is kept and, before the last step, at least one masked; where confidences tie, fewer are masked.
@@ -247,7 +247,7 @@ def decode(
         log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log()
         confidence = LOG_CERTAIN.expand(masked.shape).masked_scatter(masked, log_p)
         heat = torch.tensor([[remask_temperature(step, options, k)] for k in candidates or [0]])
-        still = _remask(confidence + heat * noise.confidence(step), masked, step, options)
+        still = remask(confidence + heat * noise.confidence(step), masked, step, options)
         yield Step(step, codes.clone(), still, confidence.exp().clamp(max=1.0))
         masked = still
 

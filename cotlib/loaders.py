@@ -1,4 +1,7 @@
-"""From a scale to its models. The only module besides `pretrain` that knows where pocket weights lie."""
+"""From a scale to its models. The only module besides `pretrain` that knows where pocket weights lie.
+
+Weights of the other scales are looked for by `hub`. Models run on the GPU where there is one.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from .canary import check
 from .config import Scale
-from .errors import CorruptError, IncompleteError
+from .errors import CorruptError, ForeignError, IncompleteError
 from .provenance import PACKAGE
 
 if TYPE_CHECKING:
     from .geneval import Evaluator
     from .judge import Judge
+    from .magvit import Magvit
     from .pocket.tokenizer import PocketTokenizer
     from .showo import Showo
 
@@ -22,15 +26,22 @@ WEIGHTS = PACKAGE / "pocket" / "weights"
 
 
 def weights_folder(scale: Scale, part: str) -> Path:
-    """Folder of a part's weights. Raises ValueError for a scale without shipped weights, IncompleteError if missing."""
+    """Folder of a part's weights. Raises IncompleteError where they are missing, naming what gets them."""
     if not scale.offline:
-        raise ValueError(
-            f"scale {scale.name!r} has no loader yet: this version runs scale 'pocket' only; use --scale pocket"
-        )
+        from . import hub
+
+        return hub.folder_of(scale, part)
     folder = WEIGHTS / part
     if not (folder / "config.json").is_file():
         raise IncompleteError(f"no weights in {folder}; train them with: cotlib pretrain {part}")
     return folder
+
+
+def device() -> str:
+    """Where models of photographs run; pocket models are too small to gain from a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _hub_model(cls: type, folder: Path):
@@ -42,10 +53,15 @@ def _hub_model(cls: type, folder: Path):
 
 
 @lru_cache
-def load_tokenizer(scale: Scale) -> PocketTokenizer:
-    from .pocket.tokenizer import PocketTokenizer
+def load_tokenizer(scale: Scale) -> PocketTokenizer | Magvit:
+    folder = weights_folder(scale, "tokenizer")
+    if scale.offline:
+        from .pocket.tokenizer import PocketTokenizer
 
-    return _hub_model(PocketTokenizer, weights_folder(scale, "tokenizer"))
+        return _hub_model(PocketTokenizer, folder)
+    from .magvit import Magvit
+
+    return Magvit.from_pretrained(folder, image_size=scale.image_size).to(device())
 
 
 @lru_cache
@@ -53,6 +69,7 @@ def load_generator(scale: Scale, name: str = "base") -> Showo:
     """The generator, for decoding; `base` is the only one so far.
 
     Its backbone is in bfloat16, as it computes anyway: without casts it is 1.1 times as fast, its loss the same.
+    Raises ForeignError where its pictures are not of the tokenizer's codes.
     """
     import torch
 
@@ -60,9 +77,22 @@ def load_generator(scale: Scale, name: str = "base") -> Showo:
 
     if name != "base":
         raise ValueError(f"unknown generator {name!r}; known: base")
-    generator = Showo.from_pretrained(weights_folder(scale, "generator"))
+    folder = weights_folder(scale, "generator")
+    generator = Showo.from_pretrained(folder, None if scale.offline else weights_folder(scale, "text-tokenizer"))
+    _check_same_codes(scale, generator, folder)
     generator.showo.model.to(torch.bfloat16)
-    return generator
+    return generator if scale.offline else generator.to(device())
+
+
+def _check_same_codes(scale: Scale, generator: Showo, folder: Path) -> None:
+    tokenizer, config = load_tokenizer(scale), generator.config
+    expected, got = (tokenizer.n_tokens, tokenizer.codebook_size), (config.num_vq_tokens, config.codebook_size)
+    if expected != got:
+        raise ForeignError(
+            f"{folder}: scale {scale.name!r} and its tokenizer have pictures of {expected[0]} tokens out of "
+            f"{expected[1]} codes, this generator makes {got[0]} out of {got[1]}; use the generator of that scale, "
+            f"and the tokenizer that it was trained with ({weights_folder(scale, 'tokenizer')} is another)"
+        )
 
 
 def evaluator_weights(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, Path]:
@@ -76,7 +106,8 @@ def evaluator_weights(scale: Scale, detector: str | None = None, clip: str | Non
         return {"detector": weights_folder(scale, "detector")}
     from . import hub
 
-    return {"detector": hub.find(detector or hub.DETECTOR, "detector"), "clip": hub.find(clip or hub.CLIP, "clip")}
+    named = {"detector": detector, "clip": clip}
+    return {part: hub.find(name, part) if name else weights_folder(scale, part) for part, name in named.items()}
 
 
 def evaluator_identity(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, str]:
@@ -104,17 +135,14 @@ def _evaluator(scale: Scale, detector: str | None, clip: str | None, batch_size:
         from .pocket.detector import PocketDetector, PocketEvaluator
 
         return PocketEvaluator(_hub_model(PocketDetector, weights["detector"]), batch_size or 128)
-    import torch
-
     from . import hub
     from .detect import ColorClassifier, ObjectDetector, PhotoEvaluator
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer, processor = hub.load_clip(weights["clip"])
     return PhotoEvaluator(
-        ObjectDetector(hub.load_mask2former(weights["detector"]).to(device)),
-        ColorClassifier(model.to(device), tokenizer, processor),
-        batch_size or (8 if device == "cuda" else 1),
+        ObjectDetector(hub.load_mask2former(weights["detector"]).to(device())),
+        ColorClassifier(model.to(device()), tokenizer, processor),
+        batch_size or (8 if device() == "cuda" else 1),
     )
 
 
@@ -141,4 +169,6 @@ def load_judge(scale: Scale, name: str = "zero-shot") -> Judge:
 
     if name != "zero-shot":
         raise ValueError(f"unknown judge {name!r}; known: zero-shot")
+    if not scale.offline:
+        raise ValueError(f"scale {scale.name!r} has no loader of a judge yet; judge at --scale pocket")
     return Judge.from_pretrained(weights_folder(scale, "judge"))

@@ -279,10 +279,11 @@ def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
 def load(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Run:
     """Check a notebook's parameters and say where its results will lie.
 
-    ValueError for a bad parameter, ForeignError if finished results of another configuration lie there; both
-    before any compute.
+    ValueError for a bad parameter, IncompleteError for missing weights, ForeignError if finished results of another
+    configuration lie there; all before any compute.
     """
     settings = check(notebook, scale=scale, effort=effort, seed=seed, **overrides)
+    provenance.require_weights(settings)
     folder = provenance.outputs_of(scale, effort) / notebook
     key, depends_on = provenance.run_key(settings)
     provenance.refuse_foreign(folder, settings, key)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from . import stats, store
+from . import hub, stats, store
 from .decode import DecodeOptions, decode, final
 from .judge import outcome_question
 from .loaders import (
@@ -31,9 +31,13 @@ from .search import Pool, best_of_n, decode_pool, expected_best_of_n, score_pool
 from .seeds import sample_seed
 from .stats import Estimate
 
+ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where weights do not ship with the package
 
-def weights_digest(run: Run, *parts: str) -> dict[str, str]:
+
+def weights_digest(run: Run, *parts: str) -> dict[str, str | None]:
     """The first 12 hex digits of each part's weights."""
+    if not run.scale.offline:
+        return hub.digests(run.scale, [read for part in parts for read in (part, *ALSO_READ.get(part, ()))])
     files = {part: sorted(weights_folder(run.scale, part).glob("*.safetensors")) for part in parts}
     return {part: store.digest([store.sha256(file) for file in found])[:12] for part, found in files.items()}
 
@@ -104,18 +108,23 @@ def _scored(run: Run, pools: Sequence[Pool], what: str, parts: tuple[str, ...], 
     ]
 
 
-def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it."""
-    tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
+def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it.
+
+    The judge of photographs is no part of it: notebooks that judge nothing do not read its weights.
+    """
+    tokenizer, per_prompt, n = load_tokenizer(run.scale), run.params["n_candidates"], run.params["batch_size"]
     prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
-    generator, evaluator, judge = load_generator(run.scale), load_evaluator(run.scale), load_judge(run.scale)
+    generator, evaluator = load_generator(run.scale), load_evaluator(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
-    texts, questions = [p.text for p in prompts], [outcome_question(p.text) for p in prompts]
+    texts = [p.text for p in prompts]
     last, decoding = _timed(lambda: final(decode(generator, texts, seeds, decode_options(run))))
     images = tokenizer.decode(last.codes)
     _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts))
-    _, judging = _timed(lambda: judge.p_yes(images, questions))
-    seconds = {"speed/decode": decoding, "speed/evaluate": evaluating, "speed/judge": judging}
+    seconds = {"speed/decode": decoding, "speed/evaluate": evaluating}
+    if run.scale.offline:
+        judge, questions = load_judge(run.scale), [outcome_question(text) for text in texts]
+        _, seconds["speed/judge"] = _timed(lambda: judge.p_yes(images, questions))
     return {name: (n / spent, n) for name, spent in seconds.items()}
 
 
