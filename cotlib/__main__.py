@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cotlib.config import EFFORTS, SCALES, suggest
+from cotlib.config import EFFORTS, SCALES, Scale, suggest
 from cotlib.errors import CotlibError, IncompleteError
 
 app = typer.Typer(
@@ -282,6 +282,36 @@ def pretrain(
     from cotlib.pocket import pretrain as training
 
     training.run(part.value, minutes, out or training.WEIGHTS, seed)
+
+
+@app.command()
+def fetch(
+    scale: ScaleOption = "showo",
+    part: Annotated[
+        list[str] | None, typer.Option(help="One part, such as generator; repeatable. All if none is given.")
+    ] = None,
+) -> None:
+    """Fetch the weights of a scale from the hub. What is there is kept; after an interruption, fetch again."""
+    from cotlib import fetch as fetching
+
+    fetching.fetch(_scale(scale), part or ())
+
+
+@app.command()
+def doctor(
+    scale: Annotated[str | None, typer.Option(help=f"One of {', '.join(SCALES)}; all if none is given.")] = None,
+) -> None:
+    """What this machine has, which weights are there, what will run where and how long. Asks no network."""
+    from cotlib.doctor import report
+
+    for line in report([_scale(scale).name] if scale else list(SCALES)):
+        print(line)
+
+
+def _scale(name: str) -> Scale:
+    if name not in SCALES:
+        raise ValueError(f"unknown scale {name!r}; {suggest(name, SCALES)}")
+    return SCALES[name]
 
 
 @export_app.command()

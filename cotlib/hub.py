@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from .config import Scale
 from .errors import CorruptError, IncompleteError
 from .provenance import WEIGHTS as FOLDER
 from .provenance import weights_root
-from .store import digest, sha256
+from .store import digest, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     from transformers import (
@@ -74,8 +74,7 @@ def folder_of(scale: Scale, part: str, download: bool = True) -> Path:
             generator = folder_of(scale, "generator", download=False)
             if _holds(generator, part):
                 return generator
-    name = PUBLISHED.get(part) or GENERATORS[scale.name]
-    root = weights_root()
+    name, root = published(scale, part), weights_root()
     folder = root / part if root else find(name, part, download)
     if not _holds(folder, part):
         expected = WORDS[0] if part == "text-tokenizer" else "a .safetensors file and its config.json"
@@ -85,6 +84,45 @@ def folder_of(scale: Scale, part: str, download: bool = True) -> Path:
             f"network: {_command(name, part)} --local-dir {place}"
         )
     return folder
+
+
+def published(scale: Scale, part: str) -> str:
+    """Name on the hub of a part of a scale that ships none, perhaps with @REVISION."""
+    return PUBLISHED.get(part) or GENERATORS[scale.name]
+
+
+def patterns_of(part: str) -> tuple[str, ...]:
+    """Which files of its repository are read."""
+    return WORDS if part == "text-tokenizer" else SNAPSHOT
+
+
+def fetched() -> dict[str, dict]:
+    """What `cotlib fetch` brought: {repository: {"part", "revision", "files": {name: bytes}}}. CorruptError if torn."""
+    if not _record().is_file():
+        return {}
+    try:
+        return read_json(_record())
+    except CorruptError as error:
+        raise CorruptError(f"cannot read {_record()}; remove it, the next cotlib fetch writes it again") from error
+
+
+def fetched_revision(repository: str) -> str | None:
+    """Which revision of a repository `cotlib fetch` brought, or began to bring."""
+    return fetched().get(repository, {}).get("revision")
+
+
+def remember(repository: str, entry: dict) -> None:
+    write_json(_record(), {**fetched(), repository: entry})
+
+
+def place() -> Path:
+    """Where weights that do not ship are kept: $COTLIB_WEIGHTS, else the hub's cache."""
+    return weights_root() or Path(constants.HF_HUB_CACHE)
+
+
+def _record() -> Path:
+    """Beside the weights, so that it is carried along with them."""
+    return place() / "cotlib-fetched.json"
 
 
 def _holds(path: Path, part: str) -> bool:
@@ -120,12 +158,10 @@ def find(name: str, what: str, download: bool = True) -> Path:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repository):
         raise IncompleteError(f"no {what} weights at {name}: expected a file, a folder, or a hub name such as {CLIP}")
-    patterns = list(WORDS if what == "text-tokenizer" else SNAPSHOT)
+    patterns, revision = list(patterns_of(what)), revision or fetched_revision(repository)
     try:
         return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=patterns, local_files_only=not download
-            )
+            snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=not download)
         )
     except Exception as error:  # no network, offline, no such name: many classes, one meaning
         option = f" or pass --{what} FOLDER to cotlib geneval" if what in ("detector", "clip") else ""
