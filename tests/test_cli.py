@@ -49,7 +49,7 @@ def finish(notebook, name, value, **interval):
 def test_help_names_every_command_and_the_exit_codes(call):
     code, said, _ = call("--help")
     assert code == 0
-    for part in ("run", "results", "pretrain", "export", "info", "138"):
+    for part in ("run", "pool", "results", "pretrain", "fetch", "doctor", "export", "info", "138"):
         assert part in said
 
 
