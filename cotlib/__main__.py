@@ -314,6 +314,26 @@ def _scale(name: str) -> Scale:
     return SCALES[name]
 
 
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Images each decoder makes; the median ratio counts.")] = 3,
+) -> None:
+    """How many times faster decoding is than the plain loop of the official code. About two minutes on an idle core."""
+    from cotlib.bench import compare
+
+    compared = compare(rounds=rounds)
+    for name, seconds in (("reference", compared.reference), ("fp32", compared.fp32), ("bf16", compared.bf16)):
+        print(f"{name}: {', '.join(f'{s:.2f}' for s in seconds)} processor seconds per image")
+    if compared.n_different:
+        raise CotlibError(
+            f"{compared.n_different} of {compared.n_tokens} tokens differ from the reference's, so the ratios mean "
+            "nothing; see what changed with: python -m pytest tests/test_bench.py tests/test_parity.py"
+        )
+    print(f"all {compared.n_tokens} tokens equal to the reference's in fp32")
+    for name, ratio in compared.ratios.items():
+        print(f"{name}: {ratio:.2f}")
+
+
 @export_app.command()
 def geneval(
     out: Annotated[Path, typer.Argument(help="Folder to write; one subfolder per prompt.")],

@@ -152,7 +152,7 @@ class SeededNoise:
     def tokens(self, step: int, p: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         while self.n_drawn < 2 * step:  # what the steps before a resumed one have used
             self._uniform()
-        return draw(p, self._uniform()[masked])
+        return draw(p, self._uniform()[masked].to(p.device))
 
     def confidence(self, step: int) -> torch.Tensor:
         return gumbel(self._uniform())
@@ -170,7 +170,7 @@ class RecordedNoise:
     uniform: torch.Tensor  # float [S, B, L], of the Gumbel noise
 
     def tokens(self, step: int, p: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        return (p / self.exponential[step][masked]).argmax(-1)
+        return (p / self.exponential[step][masked].to(p.device)).argmax(-1)
 
     def confidence(self, step: int) -> torch.Tensor:
         return gumbel(self.uniform[step])
@@ -243,8 +243,8 @@ def decode(
     for step in range(start.index + 1, options.steps):
         p = _guided_probabilities(model, prefix, codes, masked, options)  # [M, V]
         drawn = noise.tokens(step, p, masked)
-        codes = codes.masked_scatter(masked, drawn)
-        log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log()
+        codes = codes.masked_scatter(masked, drawn.cpu())
+        log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log().cpu()
         confidence = LOG_CERTAIN.expand(masked.shape).masked_scatter(masked, log_p)
         heat = torch.tensor([[remask_temperature(step, options, k)] for k in candidates or [0]])
         still = remask(confidence + heat * noise.confidence(step), masked, step, options)
@@ -293,7 +293,7 @@ def _check_request(
 def _guided_probabilities(
     model: Generator, prefix: Any, codes: torch.Tensor, masked: torch.Tensor, options: DecodeOptions
 ) -> torch.Tensor:
-    """Of every code at the masked positions only, row-major: float32 [M, V].
+    """Of every code at the masked positions only, row-major: float32 [M, V], where the model is; noise comes to it.
 
     The head is affine, so (1 + g) * head(a) - g * head(b) = head((1 + g) * a - g * b), at half the cost.
     """
@@ -305,7 +305,7 @@ def _guided_probabilities(
         else:
             hidden = model.hidden_after(prefix, codes, masked)[masked]
         logits = model.head(hidden)
-    return logits.float().softmax(-1).cpu()
+    return logits.float().softmax(-1)
 
 
 def final(steps: Iterator[Step]) -> Step:

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from . import hub, stats, store
+from .batches import Batches
 from .decode import DecodeOptions, decode, final
 from .judge import outcome_question
 from .loaders import (
@@ -117,9 +119,13 @@ def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
     prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
     generator, evaluator = load_generator(run.scale), load_evaluator(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
-    texts = [p.text for p in prompts]
-    last, decoding = _timed(lambda: final(decode(generator, texts, seeds, decode_options(run))))
-    images = tokenizer.decode(last.codes)
+    texts, in_batches = [p.text for p in prompts], Batches(n, "decoding")
+
+    def finish(requests: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+        return list(final(decode(generator, *map(list, zip(*requests, strict=True)), decode_options(run))).codes)
+
+    codes, decoding = _timed(lambda: in_batches(finish, list(zip(texts, seeds, strict=True))))
+    images = tokenizer.decode(torch.stack(codes))
     _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts))
     seconds = {"speed/decode": decoding, "speed/evaluate": evaluating}
     if run.scale.offline:

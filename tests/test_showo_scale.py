@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from fake_weights import write_everything, write_generator
 
 from cotlib import chain, hub, loaders, provenance, stages
 from cotlib.config import PARTS, SCALES, check
-from cotlib.errors import DetectorError, ForeignError, IncompleteError
+from cotlib.errors import DetectorError, ForeignError, IncompleteError, OutOfMemoryError
 from cotlib.run import load
 
 SHOWO = SCALES["showo"]
@@ -205,6 +206,31 @@ def test_the_512_px_scale_has_the_same_tokenizer_and_its_own_generator(weights):
     large = SCALES["showo512"]
     assert loaders.load_generator(large).config.num_vq_tokens == large.n_tokens == 1024
     assert loaders.load_tokenizer(large).image_size == 512
+
+
+def test_a_batch_that_does_not_fit_is_halved_where_speed_is_measured(weights, monkeypatch):
+    """Smaller batches of the same pictures; one that does not fit even alone says what to do."""
+    run = load("01_baseline", scale="showo", effort="smoke", seed=0, n_candidates=2, steps=1, batch_size=4)
+    generator, sizes, most = loaders.load_generator(SHOWO), [], 2
+    whole = generator.hidden_after
+
+    def small(prefix, codes, masked):
+        sizes.append(len(codes) // 2)  # two rows a candidate: guidance
+        if sizes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(prefix, codes, masked)
+
+    monkeypatch.setattr(generator, "hidden_after", small)
+    monkeypatch.setattr(loaders.load_evaluator(SHOWO), "evaluate", lambda images, prompts: assert_four(images, prompts))
+    assert {name: n for name, (_, n) in stages.measure_speed(run).items()} == {"speed/decode": 4, "speed/evaluate": 4}
+    assert sizes[:3] == [4, 2, 2] and max(sizes[1:]) == 2
+    most = 0
+    with pytest.raises(OutOfMemoryError, match="decoding: not even one picture.*free some memory"):
+        stages.measure_speed(run)
+
+
+def assert_four(images, prompts) -> None:
+    assert images.shape == (4, 256, 256, 3) and len(prompts) == 4
 
 
 def test_the_judge_of_photographs_is_refused_by_name(weights):
