@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from cotlib.config import EFFORTS, SCALES, suggest
+from cotlib.config import EFFORTS, SCALES, Scale, suggest
 from cotlib.errors import CotlibError, IncompleteError
 
 app = typer.Typer(
@@ -91,6 +91,35 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:
         return name.strip(), value
+
+
+@app.command()
+def pool(
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    seed: SeedOption = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter as the notebooks have it; repeatable."),
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(help="decode (the pools alone), verdicts, orm-zero-shot; repeatable. decode if none is given."),
+    ] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="This process's share of the prompts, 1/N to N/N.")] = "1/1",
+) -> None:
+    """Decode, evaluate and judge candidates ahead of the notebooks, on many devices: under `accelerate launch -m`.
+
+    Nobody waits for anybody, and after a kill the same command goes on.
+    """
+    from cotlib import shards
+    from cotlib.run import load
+
+    share, names = shards.Shard.parse(shard), stage or ["decode"]
+    shards.check_stages(names)
+    signal.signal(signal.SIGTERM, _terminate)
+    loaded = load("01_baseline", scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
+    shards.make(loaded, shards.this_process(share), names)
 
 
 @app.command()
@@ -253,6 +282,56 @@ def pretrain(
     from cotlib.pocket import pretrain as training
 
     training.run(part.value, minutes, out or training.WEIGHTS, seed)
+
+
+@app.command()
+def fetch(
+    scale: ScaleOption = "showo",
+    part: Annotated[
+        list[str] | None, typer.Option(help="One part, such as generator; repeatable. All if none is given.")
+    ] = None,
+) -> None:
+    """Fetch the weights of a scale from the hub. What is there is kept; after an interruption, fetch again."""
+    from cotlib import fetch as fetching
+
+    fetching.fetch(_scale(scale), part or ())
+
+
+@app.command()
+def doctor(
+    scale: Annotated[str | None, typer.Option(help=f"One of {', '.join(SCALES)}; all if none is given.")] = None,
+) -> None:
+    """What this machine has, which weights are there, what will run where and how long. Asks no network."""
+    from cotlib.doctor import report
+
+    for line in report([_scale(scale).name] if scale else list(SCALES)):
+        print(line)
+
+
+def _scale(name: str) -> Scale:
+    if name not in SCALES:
+        raise ValueError(f"unknown scale {name!r}; {suggest(name, SCALES)}")
+    return SCALES[name]
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Images each decoder makes; the median ratio counts.")] = 3,
+) -> None:
+    """How many times faster decoding is than the plain loop of the official code. About two minutes on an idle core."""
+    from cotlib.bench import compare
+
+    compared = compare(rounds=rounds)
+    for name, seconds in (("reference", compared.reference), ("fp32", compared.fp32), ("bf16", compared.bf16)):
+        print(f"{name}: {', '.join(f'{s:.2f}' for s in seconds)} processor seconds per image")
+    if compared.n_different:
+        raise CotlibError(
+            f"{compared.n_different} of {compared.n_tokens} tokens differ from the reference's, so the ratios mean "
+            "nothing; see what changed with: python -m pytest tests/test_bench.py tests/test_parity.py"
+        )
+    print(f"all {compared.n_tokens} tokens equal to the reference's in fp32")
+    for name, ratio in compared.ratios.items():
+        print(f"{name}: {ratio:.2f}")
 
 
 @export_app.command()

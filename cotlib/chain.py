@@ -233,6 +233,7 @@ def plan(
         folder = provenance.outputs_of(scale, effort) / name
         tasks.append(Task(settings, injected, folder, force and is_named))
     for task in tasks:
+        provenance.require_weights(task.settings)
         if not task.force:
             provenance.refuse_foreign(task.folder, task.settings, provenance.run_key(task.settings)[0])
     return tasks
@@ -435,6 +436,8 @@ def _own_kernel(offline: bool) -> Iterator[None]:
             "PYTHONPATH": _search_path(),
             "COTLIB_PROGRESS": "bar" if sys.stdout.isatty() else "lines",
         }
+        if weights := provenance.weights_root():
+            changed[provenance.WEIGHTS] = str(weights)
         if offline:  # read once at import by the hub client, so it must be set before the kernel starts
             changed["HF_HUB_OFFLINE"] = "1"
         before = {name: os.environ.get(name) for name in changed}

@@ -31,6 +31,11 @@ class Scale:
     def n_tokens(self) -> int:
         return self.grid * self.grid
 
+    @property
+    def has_ground_truth(self) -> bool:
+        """Its world is drawn by the package, so scenes are known and not only looked at."""
+        return self.offline
+
 
 SCALES = {
     "pocket": Scale("pocket", 96, 8, steps=8, guidance=1.75, temperature=1.0, batch_size=64, offline=True),
@@ -148,6 +153,7 @@ SAMPLING = (
 )
 TRAINING = ("n_train_prompts_per_task", "n_train_candidates", "n_neighbours", "tune_epochs")
 ALIGNING = ("n_pairs", "align_epochs", "n_aligned_candidates", "n_train_seeds")
+PARTS = ("generator", "text-tokenizer", "tokenizer", "detector", "clip", "judge")  # weights of a scale that ships none
 
 
 @dataclass(frozen=True)
@@ -158,11 +164,12 @@ class Notebook:
     overrides: tuple[str, ...] = ()
     in_chain: bool = True
     needs_upstream: bool = True  # False: it reports whatever is there
+    weights: tuple[str, ...] = PARTS  # which of them it reads itself
 
 
 COMPUTED = ("01_baseline", "02_outcome_verifier", "03_process_verifier", "04_preference_alignment")
 NOTEBOOKS = {
-    "01_baseline": Notebook(overrides=SAMPLING),
+    "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
     "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=(*SAMPLING, *TRAINING)),
     "03_process_verifier": Notebook(
         upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, "n_rolled_out")
@@ -170,8 +177,8 @@ NOTEBOOKS = {
     "04_preference_alignment": Notebook(
         upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, *ALIGNING)
     ),
-    "08_report": Notebook(upstream=COMPUTED),
-    "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False),
+    "08_report": Notebook(upstream=COMPUTED, weights=()),
+    "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 

@@ -152,7 +152,7 @@ class SeededNoise:
     def tokens(self, step: int, p: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         while self.n_drawn < 2 * step:  # what the steps before a resumed one have used
             self._uniform()
-        return draw(p, self._uniform()[masked])
+        return draw(p, self._uniform()[masked].to(p.device))
 
     def confidence(self, step: int) -> torch.Tensor:
         return gumbel(self._uniform())
@@ -170,7 +170,7 @@ class RecordedNoise:
     uniform: torch.Tensor  # float [S, B, L], of the Gumbel noise
 
     def tokens(self, step: int, p: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-        return (p / self.exponential[step][masked]).argmax(-1)
+        return (p / self.exponential[step][masked].to(p.device)).argmax(-1)
 
     def confidence(self, step: int) -> torch.Tensor:
         return gumbel(self.uniform[step])
@@ -200,7 +200,7 @@ def remask_temperature(step: int, options: DecodeOptions, candidate: int = 0) ->
     return math.prod((1 - (j + 1) / options.steps for j in range(step + 1)), start=options.temperature)
 
 
-def _remask(confidence: torch.Tensor, unknown: torch.Tensor, step: int, options: DecodeOptions) -> torch.Tensor:
+def remask(confidence: torch.Tensor, unknown: torch.Tensor, step: int, options: DecodeOptions) -> torch.Tensor:
     """The least confident of the tokens drawn now are masked again: bool [B, L], True = unknown.
 
     At least one token is kept and, before the last step, at least one masked; where confidences tie, fewer are masked.
@@ -278,11 +278,11 @@ def _advance(
         p = torch.cat([p[first[b] : first[b + 1]] for b in rows])
         codes, masked = codes[rows], masked[rows]
     drawn = noise.tokens(step, p, masked)
-    codes = codes.masked_scatter(masked, drawn)
-    log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log()
+    codes = codes.masked_scatter(masked, drawn.cpu())
+    log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log().cpu()
     confidence = LOG_CERTAIN.expand(masked.shape).masked_scatter(masked, log_p)
     heat = torch.tensor([[remask_temperature(step, options, k)] for k in candidates])
-    still = _remask(confidence + heat * noise.confidence(step), masked, step, options)
+    still = remask(confidence + heat * noise.confidence(step), masked, step, options)
     return Step(step, codes, still, confidence.exp().clamp(max=1.0))
 
 
@@ -328,7 +328,7 @@ def _check_request(
 def _guided_probabilities(
     model: Generator, prefix: Any, codes: torch.Tensor, masked: torch.Tensor, options: DecodeOptions
 ) -> torch.Tensor:
-    """Of every code at the masked positions only, row-major: float32 [M, V].
+    """Of every code at the masked positions only, row-major: float32 [M, V], where the model is; noise comes to it.
 
     The head is affine, so (1 + g) * head(a) - g * head(b) = head((1 + g) * a - g * b), at half the cost.
     """
@@ -340,7 +340,7 @@ def _guided_probabilities(
         else:
             hidden = model.hidden_after(prefix, codes, masked)[masked]
         logits = model.head(hidden)
-    return logits.float().softmax(-1).cpu()
+    return logits.float().softmax(-1)
 
 
 def final(steps: Iterator[Step]) -> Step:

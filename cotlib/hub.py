@@ -1,38 +1,154 @@
-"""Weights that others publish: found in a folder or on the hub, loaded whole or not at all, never from a pickle."""
+"""Weights that others publish: found in a folder or on the hub, loaded whole or not at all, never from a pickle.
+
+A scale whose weights do not ship takes each part from the folder PART/ of `$COTLIB_WEIGHTS` if that is set, and else
+from the hub: its cache, or the network where there is one. What names and digests need is imported above, what models
+need only where one is loaded: the chain looks for weights without torch.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    Mask2FormerForUniversalSegmentation,
-    PreTrainedModel,
-)
+from huggingface_hub import constants, snapshot_download
 
+from .config import Scale
 from .errors import CorruptError, IncompleteError
-from .mask2former_keys import UNUSED, convert, is_official, official_config
-from .prompts import CLASSES
-from .store import digest, sha256
+from .provenance import WEIGHTS as FOLDER
+from .provenance import weights_root
+from .store import digest, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from transformers import (
+        CLIPImageProcessorPil,
+        CLIPModel,
+        CLIPTokenizer,
+        Mask2FormerForUniversalSegmentation,
+        PreTrainedModel,
+    )
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 CLIP = "openai/clip-vit-large-patch14"
+GENERATORS = {"showo": "showlab/show-o", "showo512": "showlab/show-o-512x512"}
+PUBLISHED = {
+    "text-tokenizer": "microsoft/phi-1_5",
+    "tokenizer": "showlab/magvitv2",
+    "detector": DETECTOR,
+    "clip": CLIP,
+    "judge": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
+}
 PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt")
 SNAPSHOT = ("*.safetensors", "*.json", "merges.txt")
+WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of a text tokenizer, no weights
 
 
-def find(name: str, what: str) -> Path:
+# --- Where they lie -----------------------------------------------------------------------------------------------
+
+
+def require(scale: Scale, parts: Sequence[str]) -> None:
+    """Have these parts of a scale that ships none on this machine.
+
+    Raises IncompleteError naming all that are missing, where they belong and how to get them; ValueError for pickles.
+    """
+    missing = []
+    for part in parts:
+        try:
+            folder_of(scale, part)
+        except IncompleteError as error:
+            missing.append(str(error))
+    if missing:
+        raise IncompleteError("\n".join([f"scale {scale.name!r} lacks {len(missing)} of its weights:", *missing]))
+
+
+def folder_of(scale: Scale, part: str, download: bool = True) -> Path:
+    """Where a part of a scale that ships none lies; raises as `require`.
+
+    A generator's folder with a text tokenizer of its own, as `Showo.save_pretrained` writes it, is that part as well.
+    """
+    if part == "text-tokenizer":
+        with suppress(IncompleteError):
+            generator = folder_of(scale, "generator", download=False)
+            if _holds(generator, part):
+                return generator
+    name, root = published(scale, part), weights_root()
+    folder = root / part if root else find(name, part, download)
+    if not _holds(folder, part):
+        expected = WORDS[0] if part == "text-tokenizer" else "a .safetensors file and its config.json"
+        place, export = (root / part, "") if root else (f"FOLDER/{part}", f" and export {FOLDER}=FOLDER")
+        raise IncompleteError(
+            f"no {part} weights in {folder}: expected {expected}. Put them into {place}{export}; where there is a "
+            f"network: {_command(name, part)} --local-dir {place}"
+        )
+    return folder
+
+
+def published(scale: Scale, part: str) -> str:
+    """Name on the hub of a part of a scale that ships none, perhaps with @REVISION."""
+    return PUBLISHED.get(part) or GENERATORS[scale.name]
+
+
+def patterns_of(part: str) -> tuple[str, ...]:
+    """Which files of its repository are read."""
+    return WORDS if part == "text-tokenizer" else SNAPSHOT
+
+
+def fetched() -> dict[str, dict]:
+    """What `cotlib fetch` brought: {repository: {"part", "revision", "files": {name: bytes}}}. CorruptError if torn."""
+    if not _record().is_file():
+        return {}
+    try:
+        return read_json(_record())
+    except CorruptError as error:
+        raise CorruptError(f"cannot read {_record()}; remove it, the next cotlib fetch writes it again") from error
+
+
+def fetched_revision(repository: str) -> str | None:
+    """Which revision of a repository `cotlib fetch` brought, or began to bring."""
+    return fetched().get(repository, {}).get("revision")
+
+
+def remember(repository: str, entry: dict) -> None:
+    write_json(_record(), {**fetched(), repository: entry})
+
+
+def place() -> Path:
+    """Where weights that do not ship are kept: $COTLIB_WEIGHTS, else the hub's cache."""
+    return weights_root() or Path(constants.HF_HUB_CACHE)
+
+
+def _record() -> Path:
+    """Beside the weights, so that it is carried along with them."""
+    return place() / "cotlib-fetched.json"
+
+
+def _holds(path: Path, part: str) -> bool:
+    """Whether the part is there; ValueError if only as a pickle."""
+    if part == "text-tokenizer":
+        return (path / WORDS[0]).is_file()
+    with suppress(IncompleteError):
+        return path.exists() and bool(files_of(path))
+    return False
+
+
+def digests(scale: Scale, parts: Sequence[str]) -> dict[str, str | None]:
+    """Digest of each part of a scale that ships none; None for what is not on this machine. Asks no network."""
+    found: dict[str, str | None] = dict.fromkeys(parts)
+    for part in parts:
+        with suppress(IncompleteError, ValueError):
+            folder = folder_of(scale, part, download=False)
+            found[part] = _digest(folder / name for name in WORDS) if part == "text-tokenizer" else digest_of(folder)
+    return found
+
+
+def find(name: str, what: str, download: bool = True) -> Path:
     """The file or folder of weights that a path or a hub name (NAME or NAME@REVISION) stands for.
 
-    Raises ValueError for a pickle, IncompleteError for what is neither here nor to be had.
+    download: whether the network may be asked. Raises ValueError for a pickle, IncompleteError for what is neither here
+    nor to be had.
     """
     path = Path(name).expanduser()
     if path.suffix.lower() in PICKLES:
@@ -42,13 +158,22 @@ def find(name: str, what: str) -> Path:
     repository, _, revision = name.partition("@")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", repository):
         raise IncompleteError(f"no {what} weights at {name}: expected a file, a folder, or a hub name such as {CLIP}")
+    patterns, revision = list(patterns_of(what)), revision or fetched_revision(repository)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(SNAPSHOT)))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=not download)
+        )
     except Exception as error:  # no network, offline, no such name: many classes, one meaning
+        option = f" or pass --{what} FOLDER to cotlib geneval" if what in ("detector", "clip") else ""
         raise IncompleteError(
             f"no {what} weights: {name} is no file or folder here, and the hub gave none ({_first_line(error)}). Where "
-            f"there is a network: hf download {repository}; else pass --{what} with a folder that holds them"
+            f"there is a network: {_command(repository, what)}; else put them into FOLDER/{what} and export "
+            f"{FOLDER}=FOLDER{option}"
         ) from error
+
+
+def _command(repository: str, part: str) -> str:
+    return " ".join(["hf download", repository, *(WORDS if part == "text-tokenizer" else ())])
 
 
 def pickle_refusal(path: Path) -> str:
@@ -84,8 +209,21 @@ def files_of(path: Path) -> list[Path]:
 
 def digest_of(path: Path) -> str:
     """12 hex digits of everything that makes the model: weights and, in a folder, its configuration."""
-    files = files_of(path) + (sorted(path.glob("*.json")) if path.is_dir() else [])
-    return digest({file.name: sha256(file) for file in files})[:12]
+    return _digest(files_of(path) + (sorted(path.glob("*.json")) if path.is_dir() else []))
+
+
+def _digest(files: Iterable[Path]) -> str:
+    found = [(file, file.stat()) for file in files if file.is_file()]
+    return digest({file.name: _sha256(file, seen.st_size, seen.st_mtime_ns) for file, seen in found})[:12]
+
+
+@lru_cache
+def _sha256(file: Path, size: int, changed_ns: int) -> str:
+    """Gigabytes are read once a process, unless they change."""
+    return sha256(file)
+
+
+# --- Models of the evaluator --------------------------------------------------------------------------------------
 
 
 def load_mask2former(path: Path) -> Mask2FormerForUniversalSegmentation:
@@ -93,6 +231,11 @@ def load_mask2former(path: Path) -> Mask2FormerForUniversalSegmentation:
 
     Raises CorruptError for weights that do not make up the whole network, or that know other classes.
     """
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    from .mask2former_keys import UNUSED
+    from .prompts import CLASSES
+
     files = files_of(path)
     if path.is_dir() and (path / "config.json").is_file():
         model = _from_folder(Mask2FormerForUniversalSegmentation, path, UNUSED)
@@ -108,6 +251,8 @@ def load_mask2former(path: Path) -> Mask2FormerForUniversalSegmentation:
 
 def load_clip(path: Path) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
     """CLIP, float32, with its tokenizer and image processor. Raises CorruptError where a part is missing."""
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
     files_of(path)
     model = _from_folder(CLIPModel, path)
     try:
@@ -118,6 +263,8 @@ def load_clip(path: Path) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorP
 
 def _from_folder(cls: type[PreTrainedModel], path: Path, unused: Iterable[str] = ()) -> PreTrainedModel:
     """A stock `from_pretrained`, but missing weights are an error, not random numbers and a warning."""
+    import torch
+
     try:
         model, told = cls.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -129,6 +276,12 @@ def _from_folder(cls: type[PreTrainedModel], path: Path, unused: Iterable[str] =
 
 
 def _from_official(files: list[Path]) -> Mask2FormerForUniversalSegmentation:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import Mask2FormerForUniversalSegmentation
+
+    from .mask2former_keys import UNUSED, convert, is_official, official_config
+
     if len(files) != 1:
         raise ValueError(f"{files[0].parent}: expected a config.json or a single .safetensors, got {len(files)} files")
     try:

@@ -1,4 +1,7 @@
-"""From a scale to its models. The only module besides `pretrain` that knows where pocket weights lie."""
+"""From a scale to its models. The only module besides `pretrain` that knows where pocket weights lie.
+
+Weights of the other scales are looked for by `hub`. Models run on the GPU where there is one.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from .canary import check
 from .config import Scale
-from .errors import CorruptError, IncompleteError
+from .errors import CorruptError, ForeignError, IncompleteError
 from .provenance import PACKAGE
 
 if TYPE_CHECKING:
     from .geneval import Evaluator
     from .judge import Judge
+    from .magvit import Magvit
     from .pocket.tokenizer import PocketTokenizer
     from .showo import Showo
 
@@ -22,15 +26,22 @@ WEIGHTS = PACKAGE / "pocket" / "weights"
 
 
 def weights_folder(scale: Scale, part: str) -> Path:
-    """Folder of a part's weights. Raises ValueError for a scale without shipped weights, IncompleteError if missing."""
+    """Folder of a part's weights. Raises IncompleteError where they are missing, naming what gets them."""
     if not scale.offline:
-        raise ValueError(
-            f"scale {scale.name!r} has no loader yet: this version runs scale 'pocket' only; use --scale pocket"
-        )
+        from . import hub
+
+        return hub.folder_of(scale, part)
     folder = WEIGHTS / part
     if not (folder / "config.json").is_file():
         raise IncompleteError(f"no weights in {folder}; train them with: cotlib pretrain {part}")
     return folder
+
+
+def device() -> str:
+    """Where models of photographs run; pocket models are too small to gain from a GPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _hub_model(cls: type, folder: Path):
@@ -42,17 +53,29 @@ def _hub_model(cls: type, folder: Path):
 
 
 @lru_cache
-def load_tokenizer(scale: Scale) -> PocketTokenizer:
-    from .pocket.tokenizer import PocketTokenizer
+def load_tokenizer(scale: Scale) -> PocketTokenizer | Magvit:
+    folder = weights_folder(scale, "tokenizer")
+    if scale.offline:
+        from .pocket.tokenizer import PocketTokenizer
 
-    return _hub_model(PocketTokenizer, weights_folder(scale, "tokenizer"))
+        return _hub_model(PocketTokenizer, folder)
+    from .magvit import Magvit
+
+    return Magvit.from_pretrained(folder, image_size=scale.image_size).to(device())
 
 
 def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
-    """A generator in float32, anew at each call: the base of a scale, or an aligned one from its folder."""
+    """A generator in float32, anew at each call: the base of a scale, or an aligned one from its folder.
+
+    Raises ForeignError where its pictures are not of the tokenizer's codes.
+    """
     from .showo import Showo
 
-    return Showo.from_pretrained(folder or weights_folder(scale, "generator"))
+    words = None if scale.offline or folder else weights_folder(scale, "text-tokenizer")
+    folder = folder or weights_folder(scale, "generator")
+    generator = Showo.from_pretrained(folder, words)
+    _check_same_codes(scale, generator, folder)
+    return generator if scale.offline else generator.to(device())
 
 
 @lru_cache
@@ -68,6 +91,17 @@ def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
     return generator
 
 
+def _check_same_codes(scale: Scale, generator: Showo, folder: Path) -> None:
+    tokenizer, config = load_tokenizer(scale), generator.config
+    expected, got = (tokenizer.n_tokens, tokenizer.codebook_size), (config.num_vq_tokens, config.codebook_size)
+    if expected != got:
+        raise ForeignError(
+            f"{folder}: scale {scale.name!r} and its tokenizer have pictures of {expected[0]} tokens out of "
+            f"{expected[1]} codes, this generator makes {got[0]} out of {got[1]}; use the generator of that scale, "
+            f"and the tokenizer that it was trained with ({weights_folder(scale, 'tokenizer')} is another)"
+        )
+
+
 def evaluator_weights(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, Path]:
     """Where the evaluator's weights lie, by part. `detector`, `clip`: file, folder or hub name instead of the usual.
 
@@ -79,7 +113,8 @@ def evaluator_weights(scale: Scale, detector: str | None = None, clip: str | Non
         return {"detector": weights_folder(scale, "detector")}
     from . import hub
 
-    return {"detector": hub.find(detector or hub.DETECTOR, "detector"), "clip": hub.find(clip or hub.CLIP, "clip")}
+    named = {"detector": detector, "clip": clip}
+    return {part: hub.find(name, part) if name else weights_folder(scale, part) for part, name in named.items()}
 
 
 def evaluator_identity(scale: Scale, detector: str | None = None, clip: str | None = None) -> dict[str, str]:
@@ -107,17 +142,14 @@ def _evaluator(scale: Scale, detector: str | None, clip: str | None, batch_size:
         from .pocket.detector import PocketDetector, PocketEvaluator
 
         return PocketEvaluator(_hub_model(PocketDetector, weights["detector"]), batch_size or 128)
-    import torch
-
     from . import hub
     from .detect import ColorClassifier, ObjectDetector, PhotoEvaluator
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model, tokenizer, processor = hub.load_clip(weights["clip"])
     return PhotoEvaluator(
-        ObjectDetector(hub.load_mask2former(weights["detector"]).to(device)),
-        ColorClassifier(model.to(device), tokenizer, processor),
-        batch_size or (8 if device == "cuda" else 1),
+        ObjectDetector(hub.load_mask2former(weights["detector"]).to(device())),
+        ColorClassifier(model.to(device()), tokenizer, processor),
+        batch_size or (8 if device() == "cuda" else 1),
     )
 
 
@@ -144,4 +176,6 @@ def load_judge(scale: Scale, name: str = "zero-shot") -> Judge:
 
     if name != "zero-shot":
         raise ValueError(f"unknown judge {name!r}; known: zero-shot")
+    if not scale.offline:
+        raise ValueError(f"scale {scale.name!r} has no loader of a judge yet; judge at --scale pocket")
     return Judge.from_pretrained(weights_folder(scale, "judge"))

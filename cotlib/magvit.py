@@ -269,15 +269,33 @@ class Magvit(nn.Module):
         """
         folder = Path(folder)
         file, stored = checkpoint.weights_file(folder), checkpoint.read_config(folder)
-        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        known = {k: v for k, v in stored.items() if k in MagvitConfig.__dataclass_fields__}
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in (known or _sizes_of(file)).items()}
         try:
-            config = MagvitConfig(**{k: v for k, v in sizes.items() if k in MagvitConfig.__dataclass_fields__})
+            config = MagvitConfig(**sizes)
         except (TypeError, ValueError) as error:
             raise CorruptError(f"{folder / 'config.json'}: {error}; fetch the file again") from error
         with torch.device("meta"):
             model = cls(config if image_size is None else replace(config, image_size=image_size))
         checkpoint.fill(model, file)
         return model.eval()
+
+
+def _sizes_of(file: Path) -> dict:
+    """The published config.json holds no sizes: the weights tell them, but for the pictures' own."""
+    shapes = checkpoint.shapes_of(file)
+    channels, bits = (shapes.get(f"encoder.{name}.weight", (0,))[0] for name in ("conv_in", "quant_conv"))
+    if not channels or not bits:
+        return {}  # of another network: `fill` says what is missing
+    sizes = {"channels": channels, "bits": bits}
+    for side, way in (("encoder", "down"), ("decoder", "up")):
+        widths, blocks = [], []
+        while level := [name for name in shapes if name.startswith(f"{side}.{way}.{len(widths)}.block.")]:
+            after = [shapes[name][0] for name in level if name.endswith("conv2.bias")]
+            widths.append(max(after, default=0) // channels)
+            blocks.append(len({name.split(".")[4] for name in level}))
+        sizes |= {f"{side}_widths": tuple(widths), f"{side}_blocks": tuple(blocks)}
+    return sizes
 
 
 # --- Pictures ---------------------------------------------------------------------------------------------------

@@ -12,17 +12,18 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cotlib.config import EFFORTS, NOT_IN_KEY, NOTEBOOKS, SCALES, Settings, suggest
+from cotlib.config import EFFORTS, NOT_IN_KEY, NOTEBOOKS, PARTS, SCALES, Settings, suggest
 from cotlib.errors import CorruptError, ForeignError, IncompleteError
 from cotlib.store import digest, read_json, sha256, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 MANIFEST, METRICS = "run.json", "metrics.json"
+WEIGHTS = "COTLIB_WEIGHTS"  # environment variable
 EXECUTED = ("executed.ipynb", "executed.html")
 REPORTED_PACKAGES = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
@@ -46,6 +47,12 @@ def outputs_root() -> Path:
     """$COTLIB_OUTPUTS, else outputs/ of the project, else ./outputs; always absolute."""
     named = os.environ.get("COTLIB_OUTPUTS")
     return Path(named).resolve() if named else (project_root() or Path.cwd()) / "outputs"
+
+
+def weights_root() -> Path | None:
+    """$COTLIB_WEIGHTS, absolute: one folder per part of a scale whose weights do not ship. None: the hub has them."""
+    named = os.environ.get(WEIGHTS)
+    return Path(named).expanduser().resolve() if named else None
 
 
 def outputs_of(scale: str, effort: str) -> Path:
@@ -116,10 +123,12 @@ def code_digest() -> str:
     return _digest_of(PACKAGE.rglob("*.py"))
 
 
-def weights_digest(scale: str) -> str | None:
-    """sha256 over artwork and weights that ship with cotlib; None for a scale whose weights do not."""
+def weights_digest(scale: str, parts: Sequence[str] = PARTS) -> str | dict[str, str | None]:
+    """sha256 over artwork and weights that ship with cotlib; of other scales 12 hex by part, None for a missing one."""
     if not SCALES[scale].offline:
-        return None
+        from cotlib import hub
+
+        return hub.digests(SCALES[scale], parts)
     return _digest_of(p for p in (PACKAGE / "pocket").rglob("*") if p.suffix in (".safetensors", ".json", ".png"))
 
 
@@ -170,7 +179,7 @@ def run_key(settings: Settings, upstream: Mapping[str, str | None] | None = None
     parts = {
         "request": request(settings),
         "cotlib": code_digest(),
-        "weights": weights_digest(settings.scale.name),
+        "weights": weights_digest(settings.scale.name, NOTEBOOKS[settings.notebook].weights),
         "notebook": digest(_code_cells(settings.notebook)),
         "upstream": {name: (upstream or {}).get(name) or _recorded_key(folder / name) for name in read},
     }
@@ -193,6 +202,14 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def _recorded_key(folder: Path) -> str | None:
     return (peek(folder) or {}).get("key")
+
+
+def require_weights(settings: Settings) -> None:
+    """IncompleteError unless a notebook's weights are on this machine, after what the hub gives was fetched."""
+    if not settings.scale.offline:
+        from cotlib import hub
+
+        hub.require(settings.scale, NOTEBOOKS[settings.notebook].weights)
 
 
 def request(settings: Settings) -> dict[str, Any]:

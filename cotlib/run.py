@@ -122,12 +122,20 @@ class Run:
     def ledger(self, name: str, **what: Any) -> store.Ledger:
         """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.
 
-        A damaged one is set aside as *.corrupt, and its good lines are kept.
+        A damaged one is set aside as *.corrupt, and its good lines are kept. What processes of `cotlib pool` have left
+        in shards beside it is taken over; ForeignError if it depends on something else.
         """
-        what = {"scale": self.scale.name, "seed": self.seed, **what}
-        opened = store.Ledger(self.pools / f"{name}.jsonl", store.digest(what)[:12], what, mend=True)
+        path, key, what = self._ledger(name, what)
+        opened = store.Ledger(path, key, what, mend=True)
+        shards = [store.Ledger(shard, key, what, mend=True).by_prompt() for shard in store.shard_paths(path)]
+        opened.take_over({prompt: record for shard in shards for prompt, record in shard.items()})
         self._ledgers.append(opened)
         return opened
+
+    def _ledger(self, name: str, what: Mapping[str, Any]) -> tuple[Path, str, dict[str, Any]]:
+        """Path, key and identity of a shared ledger."""
+        identity = {"scale": self.scale.name, "seed": self.seed, **what}
+        return self.pools / f"{name}.jsonl", store.digest(identity)[:12], identity
 
     def record(
         self,
@@ -276,10 +284,11 @@ def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
 def load(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Run:
     """Check a notebook's parameters and say where its results will lie.
 
-    ValueError for a bad parameter, ForeignError if finished results of another configuration lie there; both
-    before any compute.
+    ValueError for a bad parameter, IncompleteError for missing weights, ForeignError if finished results of another
+    configuration lie there; all before any compute.
     """
     settings = check(notebook, scale=scale, effort=effort, seed=seed, **overrides)
+    provenance.require_weights(settings)
     folder = provenance.outputs_of(scale, effort) / notebook
     key, depends_on = provenance.run_key(settings)
     provenance.refuse_foreign(folder, settings, key)

@@ -7,8 +7,6 @@ candidate is kept, so that a verifier can look at any step later.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import paths
 from .batches import Batches
 from .decode import DecodeOptions, Generator, Step, branch, decode, nothing_known, read_prompts
 from .progress import progress
@@ -33,8 +32,8 @@ Score = Callable[[np.ndarray, list[Prompt]], list]  # one value per (picture, pr
 class Pool:
     """Candidates of each prompt; candidate k is the same path for every K > k.
 
-    paths: int16 [K, T, L] by prompt id, the prediction of the whole picture after each of T steps; a token that the
-    step masked again is stored as -1 - code.
+    paths: int16 [K, T, L] by prompt id, the prediction of the whole picture after each of T steps, signed as in
+    `paths.signed`.
     """
 
     prompts: tuple[Prompt, ...]
@@ -55,28 +54,13 @@ class Pool:
 
     def at(self, step: int) -> dict[str, torch.Tensor]:
         """The predictions after a step 0..T-1: int64 [K, L] by prompt id."""
-        return {id: torch.from_numpy(_whole(path[:, step]).astype(np.int64)) for id, path in self.paths.items()}
+        return {id: torch.from_numpy(paths.whole(path[:, step])) for id, path in self.paths.items()}
 
     def state(self, prompt: str, candidate: int, step: int) -> Step:
         """Where decoding stood after a step, as `decode(start=...)` takes it; one row."""
         row = self.paths[prompt][candidate, step][None]
         masked = torch.from_numpy(row < 0)
-        return Step(step, torch.from_numpy(_whole(row).astype(np.int64)), masked, 1 - masked.float())
-
-
-def _whole(signed: np.ndarray) -> np.ndarray:
-    return np.where(signed < 0, -1 - signed, signed)
-
-
-def pack_path(steps: Sequence[Step], row: int) -> str:
-    """One row of a decoding as text: its path (see `Pool`), compressed."""
-    signed = torch.stack([torch.where(s.masked[row], -1 - s.codes[row], s.codes[row]) for s in steps])
-    return base64.b64encode(zlib.compress(signed.numpy().astype("<i2").tobytes(), 6)).decode()
-
-
-def unpack_path(text: str, n_steps: int) -> np.ndarray:
-    """int16 [T, L]."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i2").reshape(n_steps, -1)
+        return Step(step, torch.from_numpy(paths.whole(row)), masked, 1 - masked.float())
 
 
 def decode_pool(
@@ -108,7 +92,8 @@ def decode_pool(
         texts = [p.text for p, _ in candidates]
         seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p, k in candidates]
         steps = list(decode(generator, texts, seeds, options, candidates=[k for _, k in candidates]))
-        return [pack_path(steps, row) for row in range(len(candidates))]
+        codes, masked = (torch.stack([getattr(s, name) for s in steps], 1).numpy() for name in ("codes", "masked"))
+        return [paths.pack(path) for path in paths.signed(codes, masked)]
 
     with progress(len(missing), "decoding", "prompts") as advance:
         for group in _chunks(missing, per_batch):
@@ -123,7 +108,7 @@ def decode_pool(
         print(ledger.notes[-1], flush=True)
     return Pool(
         tuple(prompts),
-        {p.id: np.stack([unpack_path(t, options.steps) for t in ledger.get(p.id)["paths"]]) for p in prompts},
+        {p.id: np.stack([paths.unpack(text) for text in ledger.get(p.id)["paths"]]) for p in prompts},
     )
 
 

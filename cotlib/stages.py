@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from . import models, ranking, stats, store
+from . import hub, models, ranking, stats, store
+from .batches import Batches
 from .config import suggest
 from .decode import DecodeOptions, decode, final
 from .geneval import THRESHOLD
@@ -44,9 +45,13 @@ from .verifiers import Verifier, named
 
 TRAINING_SUITE = 1000  # GenEval's generator at this seed plus the run's gives the training prompts
 
+ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where weights do not ship with the package
 
-def weights_digest(run: Run, *parts: str) -> dict[str, str]:
+
+def weights_digest(run: Run, *parts: str) -> dict[str, str | None]:
     """The first 12 hex digits of each part's weights."""
+    if not run.scale.offline:
+        return hub.digests(run.scale, [read for part in parts for read in (part, *ALSO_READ.get(part, ()))])
     files = {part: sorted(weights_folder(run.scale, part).glob("*.safetensors")) for part in parts}
     return {part: store.digest([store.sha256(file) for file in found])[:12] for part, found in files.items()}
 
@@ -434,22 +439,27 @@ def process_scores(run: Run, pools: Pools, verifier: str, n_candidates: int) -> 
     ]
 
 
-def measure_speed(run: Run, n: int = 64) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it."""
-    tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
+def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it.
+
+    The judge of photographs is no part of it: notebooks that judge nothing do not read its weights.
+    """
+    tokenizer, per_prompt, n = load_tokenizer(run.scale), run.params["n_candidates"], run.params["batch_size"]
     prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
-    generator, evaluator, judge = (
-        load_generator(run.scale),
-        load_evaluator(run.scale),
-        load_judge(run.scale),
-    )
+    generator, evaluator = load_generator(run.scale), load_evaluator(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
-    texts, questions = [p.text for p in prompts], [outcome_question(p.text) for p in prompts]
-    last, decoding = _timed(lambda: final(decode(generator, texts, seeds, decode_options(run))))
-    images = tokenizer.decode(last.codes)
+    texts, in_batches = [p.text for p in prompts], Batches(n, "decoding")
+
+    def finish(requests: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
+        return list(final(decode(generator, *map(list, zip(*requests, strict=True)), decode_options(run))).codes)
+
+    codes, decoding = _timed(lambda: in_batches(finish, list(zip(texts, seeds, strict=True))))
+    images = tokenizer.decode(torch.stack(codes))
     _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts))
-    _, judging = _timed(lambda: judge.p_yes(images, questions))
-    seconds = {"speed/decode": decoding, "speed/evaluate": evaluating, "speed/judge": judging}
+    seconds = {"speed/decode": decoding, "speed/evaluate": evaluating}
+    if run.scale.offline:
+        judge, questions = load_judge(run.scale), [outcome_question(text) for text in texts]
+        _, seconds["speed/judge"] = _timed(lambda: judge.p_yes(images, questions))
     return {name: (n / spent, n) for name, spent in seconds.items()}
 
 

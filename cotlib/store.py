@@ -7,13 +7,14 @@ manifest written last; on a network file system without fsync a power cut may st
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -180,13 +181,21 @@ class Ledger:
 
         CorruptError if the file was cut short or deleted since it was opened.
         """
-        kept = json.loads(canonical(record))  # what a later reader will see: lists for tuples, text keys
+        self._write([json.loads(canonical(record))])  # what a later reader will see: lists for tuples, text keys
+
+    def take_over(self, records: Mapping[str, dict[str, Any]]) -> None:
+        """Store those records, by prompt, that are missing here, in the order of their prompts."""
+        if any(prompt not in self for prompt in records):
+            self._write([records[prompt] for prompt in sorted(records)], only_missing=True)
+
+    def _write(self, records: Sequence[dict[str, Any]], only_missing: bool = False) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+b") as file, _alone(self.path):
             self._catch_up(file)
+            kept = [r for r in records if r["prompt"] not in self] if only_missing else records
             header = b"" if self._n_lines else _sealed({"ledger": self.key, "what": self.what}) + b"\n"
             file.truncate(self._whole_bytes)
-            file.write(header + _sealed(kept) + b"\n")
+            file.write(header + b"".join(_sealed(record) + b"\n" for record in kept))
             file.flush()
             os.fsync(file.fileno())
             self._catch_up(file)
@@ -209,11 +218,29 @@ class Ledger:
         """The newest record with this "prompt", or None."""
         return self._by_prompt.get(prompt)
 
+    def by_prompt(self) -> dict[str, dict[str, Any]]:
+        """The newest record of each prompt."""
+        return dict(self._by_prompt)
+
+    def borrow(self, records: Mapping[str, dict[str, Any]]) -> None:
+        """Answer for these prompts too, without storing their records here."""
+        self._by_prompt = {**records, **self._by_prompt}
+
     def __contains__(self, prompt: object) -> bool:
         return prompt in self._by_prompt
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def shard_path(path: Path, index: int, count: int) -> Path:
+    """Where process `index` of `count` (1 the first) keeps its part of a ledger, until somebody takes it over."""
+    return path.with_name(f"{path.stem}.shard-{index}-of-{count}{path.suffix}")
+
+
+def shard_paths(path: Path) -> list[Path]:
+    """The shards there are of a ledger, of whatever number of processes."""
+    return sorted(path.parent.glob(f"{path.stem}.shard-*-of-*{path.suffix}"))
 
 
 SEAL = len(',"sha":"0123456789abcdef"}')
@@ -333,17 +360,27 @@ def _born(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
+CANNOT_LOCK = (errno.EBADF, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what network file systems answer
+
+
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine holds this file or folder, then hold it. Ends with the process."""
+    """Wait until no other process holds this file or folder, then hold it. Ends with the process.
+
+    Of this machine, or of all if the file system locks for all; on one that cannot lock there is nothing to wait with.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: nothing to wait with
         yield
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # NFS locks what is open for writing
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                raise
         yield
     finally:
         os.close(handle)

@@ -52,6 +52,9 @@ def test_every_override_reaches_the_effective_parameters(name):
         ({"guidance": False}, "must be a finite float, got False"),
         ({"guidance": float("nan")}, "must be a finite float, got nan"),
         ({"guidance": 21}, "must lie in 0..20, got 21"),
+        ({"guidance": -1.75, "scale": "showo"}, "must lie in 0..20, got -1.75"),
+        ({"steps": 0, "scale": "showo"}, "must lie in 1..256, got 0"),
+        ({"batch_size": 0}, "must lie in 1..4096, got 0"),
         ({"notebook": "08_report", "n_candidates": 4}, "08_report has no parameter 'n_candidates'"),
     ],
 )

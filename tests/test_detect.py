@@ -10,17 +10,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fake_weights import detector_config, loud, write_clip
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
-    CLIPTokenizer,
-    Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
-    SwinConfig,
 )
 
 from cotlib import hub, loaders
@@ -415,49 +411,18 @@ def test_one_object_in_the_first_32_pictures_is_enough():
 # --- Networks of tiny random size -----------------------------------------------------------------------------------
 
 
-def tiny_config() -> Mask2FormerConfig:
-    swin = SwinConfig(
-        embed_dim=8,
-        depths=[1, 2, 1, 1],
-        num_heads=[1, 1, 2, 2],
-        window_size=7,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    sizes = dict(feature_size=32, mask_feature_size=32, hidden_dim=32, num_attention_heads=2, num_queries=6)
-    depths = dict(encoder_layers=1, encoder_feedforward_dim=24, decoder_layers=3, dim_feedforward=40)
-    return Mask2FormerConfig(backbone_config=swin, id2label=dict(enumerate(CLASSES)), **sizes, **depths)
-
-
 @pytest.fixture(scope="module")
 def tiny() -> Mask2FormerForUniversalSegmentation:
     torch.manual_seed(0)
-    return Mask2FormerForUniversalSegmentation(tiny_config()).eval()
+    return Mask2FormerForUniversalSegmentation(detector_config()).eval()
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A random CLIP whose tokenizer knows single letters."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip")
-    letters = "abcdefghijklmnopqrstuvwxyz-"
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[])
-    small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
-    ends = dict(bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1)
-    text = dict(small, vocab_size=len(vocabulary), max_position_embeddings=77, **ends)
-    CLIPModel(
-        CLIPConfig(text_config=text, vision_config=dict(small, image_size=32, patch_size=16), projection_dim=8)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    write_clip(folder)
     return folder
-
-
-def loud(model: Mask2FormerForUniversalSegmentation) -> Mask2FormerForUniversalSegmentation:
-    """A copy that is sure of what it says, so that it finds objects: a random network is sure of nothing."""
-    model = copy.deepcopy(model)
-    model.class_predictor.weight.data.mul_(60)
-    return model
 
 
 PHOTOS = np.random.default_rng(0).integers(0, 256, (3, 40, 56, 3), dtype=np.uint8)
@@ -559,7 +524,7 @@ def test_a_missing_weight_is_an_error_not_a_random_number(tiny, clip_folder, tmp
 
 
 def test_a_detector_of_other_classes_is_refused(tiny, tmp_path):
-    config = tiny_config()
+    config = detector_config()
     config.id2label = {i: str(i) for i in range(133)}
     Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
     with pytest.raises(CorruptError, match="expected a detector of the 80 COCO instances, got one of 133"):
@@ -786,7 +751,7 @@ def test_patches_merge_as_with_unfold(official, tiny):
 @pytest.fixture
 def official_file(official, tmp_path, monkeypatch):
     """Writes the weights, changed by `edit`, as a file of the official layout."""
-    monkeypatch.setattr(hub, "official_config", tiny_config)
+    monkeypatch.setattr("cotlib.mask2former_keys.official_config", detector_config)
 
     def write(edit=lambda weights: None):
         weights = dict(official)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cotlib.errors import CorruptError, ForeignError
 from cotlib.magvit import Magvit, MagvitConfig, fit, to_images, to_pixels
@@ -165,13 +165,32 @@ def test_the_hubs_usual_name_is_read_too_and_the_size_of_pictures_can_be_chosen(
     assert Magvit.from_pretrained(tmp_path, image_size=128).n_tokens == 64
 
 
-def test_without_sizes_the_published_ones_are_meant(saved, tmp_path):
-    shutil.copy(saved / "pytorch_model.safetensors", tmp_path)
-    (tmp_path / "config.json").write_text('{"_class_name": "MAGVITv2", "_diffusers_version": "0.30.1"}')
-    with pytest.raises(
-        ForeignError, match=r"not the 382 weights .*198 missing: .*conv_in.weight is \[32, 3, 3, 3\], not \[128"
-    ):
-        Magvit.from_pretrained(tmp_path)
+def without_sizes(saved, folder, change=lambda weights: None) -> Path:
+    """A folder as published: weights under Show-o's name, and a config.json that holds no sizes."""
+    (folder / "config.json").write_text('{"_class_name": "MAGVITv2", "_diffusers_version": "0.30.1"}')
+    weights = load_file(saved / "pytorch_model.safetensors")
+    change(weights)
+    save_file(weights, folder / "pytorch_model.safetensors")
+    return folder
+
+
+def test_sizes_that_no_config_holds_are_read_from_the_weights(saved, model, io, tmp_path):
+    published = Magvit.from_pretrained(without_sizes(saved, tmp_path), image_size=64)
+    assert published.config == SMALL
+    assert np.array_equal(published.decode(io["decode.codes"]), model.decode(io["decode.codes"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("encoder.mid.attn_1.q.bias"), "1 missing: encoder.mid.attn_1.q.bias"),
+        (lambda w: w.update(extra=torch.zeros(1)), "1 extra: extra"),
+        (lambda w: w.clear() or w.update(other=torch.zeros(1)), "382 weights .*382 missing.*1 extra: other"),
+    ],
+)
+def test_weights_that_do_not_fit_are_listed(saved, tmp_path, change, message):
+    with pytest.raises(ForeignError, match=message):
+        Magvit.from_pretrained(without_sizes(saved, tmp_path, change))
 
 
 def test_pickled_weights_are_refused(saved, tmp_path):

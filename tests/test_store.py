@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -149,6 +151,49 @@ class TestLedger:
         Ledger(tmp_path / "l.jsonl", "k", {"steps": 8}).append({"prompt": "a"})
         found = Ledger.existing(tmp_path / "l.jsonl")
         assert (found.key, found.what, "a" in found) == ("k", {"steps": 8}, True)
+
+    def test_taking_over_adds_what_is_missing_in_the_order_of_prompts_and_nothing_twice(self, tmp_path):
+        ledger = Ledger(tmp_path / "l.jsonl", "k")
+        ledger.append({"prompt": "b", "x": 1})
+        ledger.take_over({name: {"prompt": name, "x": 2} for name in "cba"})
+        again = Ledger(tmp_path / "l.jsonl", "k")
+        assert [(r["prompt"], r["x"]) for r in again.records()] == [("b", 1), ("a", 2), ("c", 2)]
+        before = ledger.path.read_bytes()
+        ledger.take_over(again.by_prompt())
+        stale = Ledger(tmp_path / "l.jsonl", "k")
+        ledger.append({"prompt": "d"})
+        stale.take_over({"d": {"prompt": "d"}})  # it did not know yet
+        assert ledger.path.read_bytes().startswith(before) and ledger.path.read_bytes().count(b"\n") == 5
+
+    def test_nothing_to_take_over_makes_no_file(self, tmp_path):
+        Ledger(tmp_path / "l.jsonl", "k").take_over({})
+        assert not (tmp_path / "l.jsonl").exists()
+
+    def test_what_is_borrowed_is_answered_for_but_not_stored(self, tmp_path):
+        ledger = Ledger(tmp_path / "l.jsonl", "k")
+        ledger.append({"prompt": "a", "x": 1})
+        ledger.borrow({"a": {"prompt": "a", "x": 2}, "b": {"prompt": "b", "x": 2}})
+        assert "b" in ledger and ledger.get("a")["x"] == 1
+        assert "b" not in Ledger(tmp_path / "l.jsonl", "k")
+
+    @pytest.mark.parametrize(("code", "is_refused"), [(errno.ENOSYS, False), (errno.EBADF, False), (errno.EINTR, True)])
+    def test_a_file_system_that_cannot_lock_is_written_all_the_same(self, tmp_path, monkeypatch, code, is_refused):
+        fcntl = pytest.importorskip("fcntl")
+
+        def flock(*_):
+            raise OSError(code, "no")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(OSError, match="no") if is_refused else contextlib.nullcontext():
+            Ledger(tmp_path / "l.jsonl", "k").append({"prompt": "a"})
+        assert ("a" in Ledger(tmp_path / "l.jsonl", "k")) != is_refused
+
+    def test_a_lock_is_asked_for_on_a_file_open_for_writing(self, tmp_path, monkeypatch):
+        """As NFS wants it."""
+        fcntl, modes = pytest.importorskip("fcntl"), []
+        monkeypatch.setattr(fcntl, "flock", lambda file, _: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_RDWR))
+        Ledger(tmp_path / "l.jsonl", "k").append({"prompt": "a"})
+        assert modes == [os.O_RDWR]
 
     def test_a_process_killed_while_appending_loses_at_most_one_record(self, tmp_path):
         script = (

@@ -7,7 +7,7 @@ import torch
 from cotlib.config import SCALES
 from cotlib.decode import DecodeOptions, decode, final
 from cotlib.judge import outcome_question
-from cotlib.loaders import WEIGHTS, load_evaluator, load_generator, load_judge, load_tokenizer, weights_folder
+from cotlib.loaders import WEIGHTS, load_evaluator, load_generator, load_judge, load_tokenizer
 from cotlib.pocket import checks, pretrain, world
 from cotlib.prompts import TASKS, geneval_prompts, take
 from cotlib.stats import auc
@@ -80,8 +80,3 @@ def test_the_shipped_generator_gives_the_same_picture_in_any_batch():
     together = final(decode(generator, texts, seeds, options)).codes
     alone = torch.cat([final(decode(generator, [t], [s], options)).codes for t, s in zip(texts, seeds, strict=True)])
     assert torch.equal(together, alone)
-
-
-def test_a_scale_without_weights_is_refused_before_any_compute():
-    with pytest.raises(ValueError, match="use --scale pocket"):
-        weights_folder(SCALES["showo"], "generator")

@@ -1,0 +1,136 @@
+"""Pools and scores made by many processes: each takes its share of the prompts and writes a ledger of its own.
+
+A shard lies beside the ledger that the notebooks read, under the same key: pools/base-0.shard-1-of-2.jsonl. Nobody
+waits for anybody. The process that finds every line there merges them; a notebook takes over what there is and makes
+what is missing. A process that was killed goes on from its own shard. No result depends on the number of processes,
+because a candidate has its own noise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from . import stages, store
+from .config import suggest
+from .errors import CorruptError
+from .prompts import Prompt
+from .run import Run
+
+STAGES: dict[str, Callable[..., Any]] = {  # what is made of the pools; each works on a run's prompts only
+    "decode": lambda run, pools: None,
+    "verdicts": stages.verdicts,
+    "orm-zero-shot": stages.outcome_scores,
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Share `index` (1 the first) of `count` equal ones."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """ "2/8" -> the second of eight. ValueError for anything else."""
+        numbers = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not numbers or not 1 <= int(numbers[1]) <= int(numbers[2]):
+            raise ValueError(f"--shard wants I/N with I in 1..N, got {text!r}; for example --shard 2/8")
+        return cls(int(numbers[1]), int(numbers[2]))
+
+    def part(self, rank: int, n_processes: int) -> Shard:
+        """The share of process `rank` (0 the first) among those that share this share."""
+        return Shard((self.index - 1) * n_processes + rank + 1, self.count * n_processes)
+
+    def of(self, items: Sequence) -> Sequence:
+        """Every `count`-th item: the tasks, which follow one another, are dealt out evenly."""
+        return items[self.index - 1 :: self.count]
+
+    def __str__(self) -> str:
+        return f"shard {self.index} of {self.count}"
+
+
+def this_process(shard: Shard) -> Shard:
+    """The share of this process: all of `shard`, or a part of it if `accelerate launch` started several processes.
+
+    Each of those is given its own device, which is from then on what "cuda" means.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return shard
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    state.destroy_process_group()  # which would tie the processes together; nothing is sent
+    return shard.part(state.process_index, state.num_processes)
+
+
+@dataclass
+class ShardRun(Run):
+    """A run that sees its share of the prompts, reads what every process wrote, and writes its own shards only."""
+
+    shard: Shard = field(default_factory=Shard)
+    opened: dict[str, dict[str, Any]] = field(default_factory=dict)  # what each ledger depends on, by name
+
+    @cached_property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return self.shard.of(self.whole.prompts)
+
+    @property
+    def whole(self) -> Run:
+        """The same run over all prompts."""
+        return Run(self.settings, self.key, self.folder, self.depends_on, self.started)
+
+    def ledger(self, name: str, **what: Any) -> store.Ledger:
+        """This process's shard of a shared ledger, which also answers for what is in the ledger and its other shards.
+
+        ForeignError if one of them depends on something else. One that is damaged is left to its writer and not read.
+        """
+        self.opened[name] = what
+        path, key, identity = self._ledger(name, what)
+        own = store.Ledger(store.shard_path(path, self.shard.index, self.shard.count), key, identity, mend=True)
+        for other in (path, *store.shard_paths(path)):
+            try:
+                own.borrow(store.Ledger(other, key, identity).by_prompt() if other != own.path else {})
+            except CorruptError as error:
+                print(f"{error}; not read here", flush=True)
+        return own
+
+
+def check_stages(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in STAGES:
+            raise ValueError(f"unknown stage {name!r}; {suggest(name, STAGES)}")
+
+
+def make(run: Run, shard: Shard, names: Sequence[str]) -> None:
+    """Bring this process's share of the pools, and of the named stages, up to date; merge what is complete.
+
+    ValueError for an unknown stage, before any compute; ForeignError if a shard belongs to another run.
+    """
+    check_stages(names)
+    if shard.count == 1:
+        _make(run, names)
+        return
+    own = ShardRun(run.settings, run.key, run.folder, run.depends_on, run.started, shard=shard)
+    print(f"{shard}: {len(own.prompts)} of {len(run.prompts)} prompts", flush=True)
+    if own.prompts:
+        _make(own, names)
+    for name, what in list(own.opened.items()):
+        there = own.ledger(name, **what)
+        n = sum(prompt.id in there for prompt in run.prompts)
+        if n == len(run.prompts):
+            run.ledger(name, **what)
+        state = "merged" if n == len(run.prompts) else "whoever needs the others makes them"
+        print(f"{name}: {n} of {len(run.prompts)} prompts are there, {state}", flush=True)
+
+
+def _make(run: Run, names: Sequence[str]) -> None:
+    pools = stages.pools_of(run)
+    for name in names:
+        STAGES[name](run, pools)

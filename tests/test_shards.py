@@ -1,0 +1,286 @@
+"""Pools made by many processes are those of one, whoever dies on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_decode import ToyGenerator
+
+import cotlib
+from cotlib import shards, stages, store
+from cotlib.__main__ import main
+from cotlib.errors import ForeignError
+from cotlib.geneval import Verdict
+from cotlib.shards import Shard
+
+TINY = {"n_prompts_per_task": 1, "n_candidates": 2, "steps": 2}  # six prompts
+WORDS = ["--effort", "smoke", *(word for name, value in TINY.items() for word in ("--set", f"{name}={value}"))]
+ROOT = str(Path(cotlib.__file__).parents[1])
+
+
+class Counting(ToyGenerator):
+    """Remembers which prompts it was asked to decode."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def prefix(self, texts):
+        self.asked += [text for text in dict.fromkeys(texts) if text]
+        return self.text_ids(texts)
+
+
+@pytest.fixture
+def generator(monkeypatch, tmp_path):
+    monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    toy = Counting()
+    monkeypatch.setattr(stages, "load_generator", lambda *_: toy)
+    return toy
+
+
+def load(**change):
+    return cotlib.load("01_baseline", scale="pocket", effort="smoke", seed=0, **{**TINY, **change})
+
+
+def pools(run=None) -> Path:
+    return (run or load()).pools
+
+
+def bytes_of_one_process(monkeypatch, tmp_path) -> bytes:
+    with monkeypatch.context() as patch:
+        patch.setenv("COTLIB_OUTPUTS", str(tmp_path / "one"))
+        shards.make(load(), Shard(), ["decode"])
+        return (pools() / "base-0.jsonl").read_bytes()
+
+
+# --- Shares ---
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shares_cover_every_prompt_once(count):
+    parts = [Shard(i + 1, count).of(range(20)) for i in range(count)]
+    assert sorted(i for part in parts for i in part) == list(range(20))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_processes_of_one_job_of_an_array_share_its_share():
+    parts = [Shard(i, 2).part(rank, 3) for i in (1, 2) for rank in range(3)]
+    assert parts == [Shard(i, 6) for i in range(1, 7)]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "1/0", "a/b", "-1/2", "1/2/3", ""])
+def test_a_share_that_is_none_is_a_bad_request(text, generator, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["pool", *WORDS, "--shard", text])
+    assert end.value.code == 2 and f"I in 1..N, got {text!r}" in capsys.readouterr().err
+
+
+def test_an_unknown_stage_is_refused_before_anything_is_decoded(generator, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["pool", *WORDS, "--stage", "decode", "--stage", "verdict"])
+    assert end.value.code == 2 and "did you mean 'verdicts'" in capsys.readouterr().err and not generator.asked
+
+
+# --- Decoding ---
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
+def test_three_processes_leave_the_ledger_of_one(generator, monkeypatch, tmp_path, order, capsys):
+    one = bytes_of_one_process(monkeypatch, tmp_path)
+    generator.asked.clear()
+    for n, index in enumerate(order, start=1):
+        shards.make(load(), Shard(index, 3), ["decode"])
+        assert (pools() / f"base-0.shard-{index}-of-3.jsonl").is_file()
+        assert (pools() / "base-0.jsonl").exists() == (n == 3)  # the last one merges, whichever it is
+    assert (pools() / "base-0.jsonl").read_bytes() == one
+    assert len(generator.asked) == len(set(generator.asked)) == 6
+    said = capsys.readouterr().out
+    assert "base-0: 2 of 6 prompts are there, whoever needs the others" in said
+    assert "base-0: 6 of 6 prompts are there, merged" in said
+
+
+def test_a_notebook_takes_over_what_there_is_and_makes_what_is_missing(generator, monkeypatch, tmp_path):
+    one = bytes_of_one_process(monkeypatch, tmp_path)
+    generator.asked.clear()
+    shards.make(load(), Shard(2, 3), ["decode"])
+    run = load()
+    assert generator.asked == [p.text for p in run.prompts[1::3]]
+    (pool,) = stages.pools_of(run)
+    assert sorted(generator.asked) == sorted(p.text for p in run.prompts)
+    lines = (pools() / "base-0.jsonl").read_bytes().splitlines()
+    assert sorted(lines) == sorted(one.splitlines())
+    assert list(pool.codes) == [p.id for p in run.prompts]
+
+
+def test_what_others_have_decoded_is_not_decoded_again(generator):
+    """With another number of processes, or of prompts, than before."""
+    shards.make(load(), Shard(1, 2), ["decode"])
+    before = len(generator.asked)
+    for index in (1, 2, 3):
+        shards.make(load(), Shard(index, 3), ["decode"])
+    assert before == 3 and len(generator.asked) == 6
+    shards.make(load(n_prompts_per_task=2), Shard(1, 1), ["decode"])
+    assert len(generator.asked) == 12
+
+
+def test_more_processes_than_prompts_do_no_harm(generator, monkeypatch, tmp_path):
+    one = bytes_of_one_process(monkeypatch, tmp_path)
+    for index in range(1, 9):
+        shards.make(load(), Shard(index, 8), ["decode"])
+    assert stages.base_pools(load()) and (pools() / "base-0.jsonl").read_bytes() == one
+
+
+def test_no_process_waits_for_the_lock_of_the_notebooks_nor_holds_it(generator):
+    run = load()
+    with store.one_writer(run.folder.parent):  # a chain that runs
+        shards.make(run, Shard(1, 2), ["decode"])
+    asked = []
+    generator.hidden_after = lambda *a: (
+        asked.append((run.folder.parent / ".lock").exists()) or Counting.hidden_after(generator, *a)
+    )
+    shards.make(run, Shard(2, 2), ["decode"])
+    assert asked and not any(asked)
+
+
+# --- What goes wrong ---
+
+
+def test_a_shard_of_another_run_is_refused_by_name_and_nothing_is_lost(generator):
+    shards.make(load(n_candidates=3), Shard(1, 2), ["decode"])
+    path = pools() / "base-0.shard-1-of-2.jsonl"
+    before = path.read_bytes()
+    generator.asked.clear()
+    named = r"shard-1-of-2\.jsonl was made with key.*n_candidates: 3 there, 2 here.*COTLIB_OUTPUTS.*rm "
+    for index in (1, 2):  # its own, and another's
+        with pytest.raises(ForeignError, match=named):
+            shards.make(load(), Shard(index, 2), ["decode"])
+    with pytest.raises(ForeignError, match=named):
+        stages.base_pools(load())
+    assert path.read_bytes() == before and not generator.asked and len(list(pools().iterdir())) == 1
+
+
+def test_a_pool_of_another_run_is_refused_before_a_shard_is_begun(generator):
+    shards.make(load(n_candidates=3), Shard(), ["decode"])
+    with pytest.raises(ForeignError, match=r"base-0\.jsonl was made with key"):
+        shards.make(load(), Shard(1, 2), ["decode"])
+    assert [p.name for p in pools().iterdir()] == ["base-0.jsonl"]
+
+
+def test_a_damaged_shard_is_left_to_its_writer_and_mended_by_the_notebook(generator, monkeypatch, tmp_path, capsys):
+    one = bytes_of_one_process(monkeypatch, tmp_path)
+    for index in (1, 2):
+        shards.make(load(), Shard(index, 3), ["decode"])
+    path = pools() / "base-0.shard-1-of-3.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"codes":[[', b'"codes":[[7,', 1))
+    before = path.read_bytes()
+    shards.make(load(), Shard(3, 3), ["decode"])
+    assert path.read_bytes() == before and "not read here" in capsys.readouterr().out
+    assert not (pools() / "base-0.jsonl").exists()
+    generator.asked.clear()
+    stages.base_pools(load())
+    assert generator.asked == [load().prompts[0].text]  # of two lines the other proves itself
+    assert sorted((pools() / "base-0.jsonl").read_bytes().splitlines()) == sorted(one.splitlines())
+
+
+SLOW = """
+import sys, time
+from cotlib import shards, stages
+from test_shards import Counting, load
+
+class Slow(Counting):
+    def hidden_after(self, *a):
+        time.sleep(0.05)
+        return super().hidden_after(*a)
+
+stages.load_generator = lambda *_: Slow()
+shards.make(load(n_prompts_per_task=20, batch_size=1), shards.Shard(1, 2), ["decode"])
+"""
+
+
+def test_a_process_that_was_killed_goes_on_from_its_own_shard(generator, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([ROOT, str(Path(__file__).parent)])}
+    process = subprocess.Popen([sys.executable, "-c", SLOW], env=environment, stdout=subprocess.DEVNULL)
+    run = load(n_prompts_per_task=20, batch_size=1)
+    path = pools(run) / "base-0.shard-1-of-2.jsonl"
+    deadline = time.monotonic() + 120
+    while not (path.is_file() and path.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it was killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = [
+        json.loads(line)["prompt"] for line in path.read_bytes().splitlines(keepends=True)[1:] if line[-1:] == b"\n"
+    ]
+    mine = run.prompts[0::2]
+    assert 3 <= len(done) < len(mine)
+    shards.make(run, Shard(1, 2), ["decode"])
+    assert list(dict.fromkeys(generator.asked)) == [p.text for p in mine if p.id not in done]
+    assert sorted(store.Ledger.existing(path).by_prompt()) == sorted(p.id for p in mine)
+
+
+# --- Verdicts and scores ---
+
+
+def test_every_stage_of_three_processes_is_that_of_one(generator, monkeypatch, tmp_path):
+    """A picture is its codes here; the evaluator and the judge look at it and at the prompt."""
+    monkeypatch.setattr(stages, "load_tokenizer", lambda _: SimpleNamespace(decode=lambda codes: codes.numpy()))
+    monkeypatch.setattr(stages, "trusted_evaluator", lambda _: ToyEvaluator())
+    monkeypatch.setattr(stages, "load_judge", lambda *_: ToyJudge())
+    ledgers = {}
+    for place, count in (("one", 1), ("three", 3)):
+        monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / place))
+        for index in range(1, count + 1):
+            shards.make(load(), Shard(index, count), list(shards.STAGES))
+        names = ["base-0", *(f"base-0-{stage}" for stage in shards.STAGES if stage != "decode")]
+        ledgers[place] = [(pools() / f"{name}.jsonl").read_bytes() for name in names]
+    assert ledgers["one"] == ledgers["three"] and len(ledgers["one"]) == 3
+
+
+class ToyEvaluator:
+    def evaluate(self, images, prompts):
+        said = [int(image.sum()) + len(p.text) for image, p in zip(images, prompts, strict=True)]
+        return [Verdict(n % 2 == 0, (str(n),)) for n in said]
+
+
+class ToyJudge:
+    def p_yes(self, images, questions):
+        return torch.tensor([(int(i.sum()) + len(q)) % 97 / 97 for i, q in zip(images, questions, strict=True)])
+
+
+# --- Real processes, real weights ---
+
+
+def test_two_processes_of_accelerate_leave_the_ledgers_of_one(tmp_path):
+    """The pocket models, six prompts, two candidates: tokens and verdicts equal, scores up to the last bits.
+
+    The judge's matrix products and vector instructions round differently in batches of another size.
+    """
+    alone = [sys.executable, "-m", "cotlib", "pool"]
+    launch = "accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
+    together = [sys.executable, "-m", *launch.split(), "--num_processes", "2", "-m", "cotlib", "pool"]
+    made = {}
+    for name, command in (("one", alone), ("two", together)):
+        environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment["COTLIB_OUTPUTS"] = str(tmp_path / name)
+        stage = ["--stage", "verdicts", "--stage", "orm-zero-shot"]
+        ended = subprocess.run([*command, *WORDS, *stage], env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        folder = tmp_path / name / "pocket" / "smoke" / "pools"
+        made[name] = {p.name: p.read_bytes() for p in folder.iterdir() if "shard" not in p.name}
+        shards_there = sorted(p.name for p in folder.iterdir() if "shard" in p.name)
+    names = {"base-0.jsonl", "base-0-verdicts.jsonl", "base-0-orm-zero-shot.jsonl"}
+    assert set(made["one"]) == set(made["two"]) == names
+    scores = {name: [json.loads(s) for s in made[name].pop("base-0-orm-zero-shot.jsonl").splitlines()] for name in made}
+    assert made["one"] == made["two"]
+    assert [s.get("prompt") for s in scores["one"]] == [s.get("prompt") for s in scores["two"]]
+    for one, two in zip(scores["one"][1:], scores["two"][1:], strict=True):
+        assert one["orm-zero-shot"] == pytest.approx(two["orm-zero-shot"], abs=1e-6)
+    assert shards_there == sorted(f"{Path(n).stem}.shard-{i}-of-2.jsonl" for n in names for i in (1, 2))
