@@ -33,7 +33,7 @@ class Verifier:
 
         def score(images: np.ndarray, prompts: Sequence[Prompt]) -> list[float | None]:
             answers = judge.p_yes(images, [self.question(p.text) for p in prompts])
-            return [None if np.isnan(p) else float(p) for p in answers]
+            return [None if np.isnan(p) else p for p in answers.tolist()]
 
         return score
 
