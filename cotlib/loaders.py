@@ -169,13 +169,21 @@ def trusted_evaluator(
     return evaluator
 
 
+def judge_to_train(scale: Scale) -> Judge:
+    """The judge of a scale, anew at each call. That of `pocket` has seen clean rendered scenes only."""
+    return _judge(scale, weights_folder(scale, "judge"))
+
+
 @lru_cache
-def load_judge(scale: Scale, name: str = "zero-shot") -> Judge:
-    """The judge; `zero-shot` has seen clean rendered scenes only, never a generated picture."""
+def load_judge(scale: Scale, folder: Path | None = None) -> Judge:
+    """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder."""
+    return _judge(scale, folder or weights_folder(scale, "judge"))
+
+
+def _judge(scale: Scale, folder: Path) -> Judge:
+    import torch
+
     from .judge import Judge
 
-    if name != "zero-shot":
-        raise ValueError(f"unknown judge {name!r}; known: zero-shot")
-    if not scale.offline:
-        raise ValueError(f"scale {scale.name!r} has no loader of a judge yet; judge at --scale pocket")
-    return Judge.from_pretrained(weights_folder(scale, "judge"))
+    where = "cpu" if scale.offline else device()
+    return Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from .batches import Batches
 from .config import suggest
 from .decode import DecodeOptions, decode, final
 from .geneval import THRESHOLD
-from .judge import Judge, outcome_question, process_question
+from .judge import outcome_question, process_question
 from .loaders import (
     generator_to_train,
+    judge_to_train,
     load_evaluator,
     load_generator,
     load_judge,
@@ -248,7 +248,7 @@ def _tuned(run: Run, name: str, examples: list[dict], depends_on: Mapping[str, A
         start = time.perf_counter()
         data = ranking.balanced(examples, run.seed)
         ranking.save(data, folder / "data", depends_on)
-        judge = Judge.from_pretrained(weights_folder(run.scale, "judge"))
+        judge = judge_to_train(run.scale)
         log = fine_tune(judge, data, load_tokenizer(run.scale).decode, options, folder)
         judge.save_pretrained(folder)
         return {"log": log, "seconds": round(time.perf_counter() - start, 1), "examples": len(data)}
@@ -258,18 +258,13 @@ def _tuned(run: Run, name: str, examples: list[dict], depends_on: Mapping[str, A
     return Tuned(folder, made["log"], made["seconds"], made["examples"])
 
 
-@lru_cache
-def _load_tuned(folder: Path) -> Judge:
-    return Judge.from_pretrained(folder)
-
-
 def _verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
     """How a verifier scores pictures, and what its scores depend on."""
     identity = weights_digest(run, "tokenizer")
     if verifier.judge == "zero-shot":
-        return verifier.scorer(load_judge(run.scale, "zero-shot")), {**identity, **weights_digest(run, "judge")}
+        return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
     folder = {"orm": outcome_judge, "prm": process_judge}[verifier.judge](run).folder
-    return verifier.scorer(_load_tuned(folder)), {**identity, "judge": folder.name}
+    return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
 
 
 # --- Aligned generators -----------------------------------------------------------------------------------------
