@@ -31,13 +31,13 @@ from trl import DPOConfig, DPOTrainer
 
 from .decode import DecodeOptions, decode, final
 from .errors import CotlibError, ForeignError
+from .losses import MASK_SHARINGS, draw, image_logps
 from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
 from .showo import Showo
 from .tuning import Advance, lora
 
-MASK_SHARING = ("shared", "independent")
 GUIDANCE = ("none", "policy-gradient", "detached")
 COLUMNS = ["prompt", "chosen_codes", "rejected_codes", "mask_seed"]
 # The projections of Phi; embeddings and head stay, as the mask and image tokens are already known.
@@ -48,7 +48,7 @@ LORA_TARGETS = r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|dense)|mlp\.(f
 class PreferenceOptions:
     epochs: int = 1  # passes over the pairs, each with other masks
     batch_size: int = 32  # pairs
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     beta: float = 0.1
     mask_sharing: str = "shared"
     masks_per_pair: int = 1  # each a term of the loss of its own
@@ -63,7 +63,7 @@ class PreferenceOptions:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("mask_sharing", self.mask_sharing, MASK_SHARING),
+            ("mask_sharing", self.mask_sharing, MASK_SHARINGS),
             ("guidance", self.guidance, GUIDANCE),
         ):
             if value not in known:
@@ -130,12 +130,6 @@ def _dataset(pairs: Sequence[dict], options: PreferenceOptions, n_copies: int, s
 # --- The collator -----------------------------------------------------------------------------------------------
 
 
-def draw_mask(n_tokens: int, rng: torch.Generator) -> torch.Tensor:
-    """Show-o's training mask: a share cos(pi/2 * t) of the tokens, t uniform, at least one; bool [n_tokens]."""
-    n = max(1, int((n_tokens * torch.cos(torch.rand((), generator=rng) * torch.pi / 2)).round()))
-    return torch.rand(n_tokens, generator=rng).argsort().argsort() < n
-
-
 @dataclass(frozen=True)
 class MaskedPairs:
     """Rows of COLUMNS to what `DPOTrainer` forwards to policy and reference: [chosen; rejected], side by side."""
@@ -148,11 +142,11 @@ class MaskedPairs:
         for side in ("chosen_codes", "rejected_codes"):
             for row in rows:
                 apart = self.options.mask_sharing == "independent" and side == "rejected_codes"
-                rng = torch.Generator().manual_seed(row["mask_seed"] ^ int(apart))
-                texts.append("" if torch.rand((), generator=rng) < self.options.caption_dropout else row["prompt"])
-                masks.append(draw_mask(len(row[side]), rng))
+                draws = draw(1, len(row[side]), torch.Generator().manual_seed(row["mask_seed"] ^ int(apart)))
+                texts.append("" if draws.dropout < self.options.caption_dropout else row["prompt"])
+                masks.append(draws.masked)
                 codes.append(row[side])
-        return masked_inputs(self.model, texts, torch.tensor(codes), torch.stack(masks))
+        return masked_inputs(self.model, texts, torch.tensor(codes), torch.cat(masks))
 
 
 def masked_inputs(model: Showo, texts: list[str], codes: torch.Tensor, masked: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -203,16 +197,9 @@ class Guide:
             return -reward.clamp(min=1e-7).log().mean()
         advantage = reward.view(n, G) - reward.view(n, G).mean(1, keepdim=True)
         rng = torch.Generator().manual_seed(sample_seed(o.seed, "guidance", step, "mask"))
-        masked = torch.stack([draw_mask(codes.shape[1], rng) for _ in codes])
-        return -(advantage.flatten() * image_log_prob(self.model, texts, codes, masked)).mean()
-
-
-def image_log_prob(model: Showo, texts: list[str], codes: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """Mean log-probability of the masked tokens, over the codebook: float32 [B], with gradients."""
-    codes, masked = codes.to(model.device), masked.to(model.device)
-    log_p = model(model.text_ids(texts), codes, masked).float().log_softmax(-1)
-    mine = log_p.gather(-1, codes[..., None]).squeeze(-1)
-    return (mine * masked).sum(1) / masked.sum(1)
+        masked = draw(*codes.shape, rng).masked.to(codes.device)
+        log_p = image_logps(self.model, self.model.text_ids(texts), codes, masked) / masked.sum(1)
+        return -(advantage.flatten() * log_p).mean()
 
 
 # --- Training ---------------------------------------------------------------------------------------------------

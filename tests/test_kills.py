@@ -1,7 +1,7 @@
 """kill -9 at a random moment, then the same command again: the end is that of a run that nobody killed.
 
 Five kills of the smallest chain run with the other tests. `make kill-test` does fifty of a chain with tables, figures
-and a report; `make kill-test KILLS=50 CHAIN=real` those of the notebooks themselves at effort quick, in about an hour.
+and a report; `make kill-test KILLS=50 CHAIN=real` those of the notebooks themselves at effort quick, for hours.
 """
 
 import json

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from cotlib import preference
 from cotlib.decode import DecodeOptions
 from cotlib.errors import CotlibError, ForeignError
+from cotlib.losses import LossOptions, dpo_loss, image_logps
 from cotlib.preference import (
     Guide,
     MaskedDPOTrainer,
     MaskedPairs,
     PreferenceOptions,
     align,
-    image_log_prob,
     preference_pairs,
     split_pairs,
 )
@@ -145,6 +145,20 @@ def plain_dpo(policy, reference, batch, beta, per_token=False):
     return -F.logsigmoid(beta * ((pc - rc) - (pr - rr))).mean()
 
 
+def held_to_official(model, policy, reference, batch, beta):
+    T, labels = model.config.text_length, batch["shift_labels"]
+    rows = pairs()
+    codes = torch.tensor([row[side] for side in ("chosen_codes", "rejected_codes") for row in rows])
+    masked = labels[:, T + 1 : -1] != -100
+    log_ps = []
+    for phi in (policy, reference):
+        other = copy.copy(model)
+        other._modules = {**model._modules, "showo": phi}
+        both = image_logps(other, batch["input_ids"][:, :T], codes, masked, LossOptions(vocabulary="full"))
+        log_ps += both.detach().chunk(2)
+    return dpo_loss(*log_ps, beta)[0].mean()
+
+
 @pytest.mark.parametrize("options", [{}, {"mask_sharing": "independent"}, {"beta": 0.5, "per_token": True}], ids=str)
 def test_loss_and_gradients_are_those_of_the_formula(model, tmp_path, options):
     options = replace(OPTIONS, **options)
@@ -157,6 +171,8 @@ def test_loss_and_gradients_are_those_of_the_formula(model, tmp_path, options):
     loss = trainer.compute_loss(trainer.model, {k: v for k, v in batch.items()})
     wanted = plain_dpo(plain, reference, batch, options.beta, options.per_token)
     assert torch.allclose(loss, wanted, atol=1e-5)
+    if not options.per_token:  # the losses that are held to the official code's
+        assert torch.allclose(loss, held_to_official(model, plain, reference, batch, options.beta), atol=1e-5)
     loss.backward()
     wanted.backward()
     ours = {n: p.grad for n, p in trainer.model.named_parameters()}
@@ -221,16 +237,16 @@ def guide_of(model, guidance="policy-gradient", prompts=None):
 
 
 def test_guidance_has_a_gradient_that_raises_what_the_verifier_likes(model):
-    text, masked = ["a photo of a red dog"] * 2, torch.ones(2, L, dtype=torch.bool)
+    text, masked = model.text_ids(["a photo of a red dog"] * 2), torch.ones(2, L, dtype=torch.bool)
     low, high = torch.zeros(1, L, dtype=torch.long), torch.full((1, L), V - 1)
-    before = image_log_prob(model, text, torch.cat([low, high]), masked).detach()
+    before = image_logps(model, text, torch.cat([low, high]), masked).detach() / L
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
     guide = guide_of(model)
     for step in range(8):
         optimizer.zero_grad()
         guide.loss(step).backward()
         optimizer.step()
-    after = image_log_prob(model, text, torch.cat([low, high]), masked).detach()
+    after = image_logps(model, text, torch.cat([low, high]), masked).detach() / L
     assert after[0] > before[0] + 0.05 and after[1] < before[1] - 0.05
     assert np.mean(guide.rewards[-3:]) > np.mean(guide.rewards[:3])
 
