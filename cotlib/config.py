@@ -53,13 +53,67 @@ class Effort:
     n_prompts_per_task: int | None  # the first n of each of the six tasks; None: all 553 prompts
     n_images: int  # selected images per prompt, each from its own pool
     n_candidates: int  # N of best-of-N
+    n_train_prompts_per_task: int  # training prompts of each of the five tasks that have any
+    n_train_candidates: int  # pictures of each training prompt
+    n_neighbours: int  # prompts one clause away that each training picture is asked about as well
+    n_rolled_out: int  # paths of each training prompt that are completed from the middle
+    tune_epochs: int  # passes over the ranking data when a judge is fine-tuned
+    n_pairs: int  # of right and wrong pictures of each training prompt, at most
+    align_epochs: int  # passes over the pairs when a generator is aligned
+    n_aligned_candidates: int  # N on aligned generators
+    n_train_seeds: int  # trainings of each aligned generator
     watermark: bool  # True: too few samples to be a result, and every figure says so
 
 
 EFFORTS = {
-    "smoke": Effort("smoke", n_prompts_per_task=3, n_images=1, n_candidates=4, watermark=True),
-    "quick": Effort("quick", n_prompts_per_task=40, n_images=1, n_candidates=20, watermark=False),
-    "full": Effort("full", n_prompts_per_task=None, n_images=4, n_candidates=20, watermark=False),
+    "smoke": Effort(
+        "smoke",
+        n_prompts_per_task=3,
+        n_images=1,
+        n_candidates=4,
+        n_train_prompts_per_task=3,
+        n_train_candidates=4,
+        n_neighbours=1,
+        n_rolled_out=1,
+        tune_epochs=1,
+        n_pairs=2,
+        align_epochs=1,
+        n_aligned_candidates=4,
+        n_train_seeds=1,
+        watermark=True,
+    ),
+    "quick": Effort(
+        "quick",
+        n_prompts_per_task=40,
+        n_images=1,
+        n_candidates=20,
+        n_train_prompts_per_task=60,
+        n_train_candidates=8,
+        n_neighbours=3,
+        n_rolled_out=1,
+        tune_epochs=3,
+        n_pairs=4,
+        align_epochs=4,
+        n_aligned_candidates=8,
+        n_train_seeds=1,
+        watermark=False,
+    ),
+    "full": Effort(
+        "full",
+        n_prompts_per_task=None,
+        n_images=4,
+        n_candidates=20,
+        n_train_prompts_per_task=300,
+        n_train_candidates=12,
+        n_neighbours=3,
+        n_rolled_out=2,
+        tune_epochs=3,
+        n_pairs=4,
+        align_epochs=4,
+        n_aligned_candidates=20,
+        n_train_seeds=3,
+        watermark=False,
+    ),
 }
 
 
@@ -82,9 +136,23 @@ PARAMETERS = {
     "guidance": Parameter(float, 0.0, 20.0, "scale", "classifier-free guidance g"),
     "temperature": Parameter(float, 0.0, 4.0, "scale", "temperature of re-masking"),
     "batch_size": Parameter(int, 1, 4096, "scale", "candidates decoded together; changes no result"),
+    "n_train_prompts_per_task": Parameter(int, 1, 10000, "effort", "training prompts of each task"),
+    "n_train_candidates": Parameter(int, 1, 1000, "effort", "pictures of each training prompt"),
+    "n_neighbours": Parameter(int, 0, 20, "effort", "prompts one clause away asked about each training picture"),
+    "n_rolled_out": Parameter(int, 1, 1000, "effort", "paths of each training prompt completed from the middle"),
+    "tune_epochs": Parameter(int, 1, 1000, "effort", "passes over the ranking data"),
+    "n_pairs": Parameter(int, 1, 1000, "effort", "pairs of right and wrong pictures of each training prompt, at most"),
+    "align_epochs": Parameter(int, 1, 1000, "effort", "passes over the pairs"),
+    "n_aligned_candidates": Parameter(int, 1, 1000, "effort", "N on aligned generators"),
+    "n_train_seeds": Parameter(int, 1, 10, "effort", "trainings of each aligned generator"),
 }
 NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it
-SAMPLING = tuple(PARAMETERS)
+SAMPLING = (
+    *("n_prompts_per_task", "n_images", "n_candidates"),
+    *("steps", "guidance", "temperature", "batch_size"),
+)
+TRAINING = ("n_train_prompts_per_task", "n_train_candidates", "n_neighbours", "tune_epochs")
+ALIGNING = ("n_pairs", "align_epochs", "n_aligned_candidates", "n_train_seeds")
 PARTS = ("generator", "text-tokenizer", "tokenizer", "detector", "clip", "judge")  # weights of a scale that ships none
 
 
@@ -99,13 +167,18 @@ class Notebook:
     weights: tuple[str, ...] = PARTS  # which of them it reads itself
 
 
+COMPUTED = ("01_baseline", "02_outcome_verifier", "03_process_verifier", "04_preference_alignment")
 NOTEBOOKS = {
     "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
-    "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=SAMPLING),
-    "08_report": Notebook(upstream=("01_baseline", "02_outcome_verifier"), weights=()),
-    "00_index": Notebook(
-        upstream=("01_baseline", "02_outcome_verifier", "08_report"), needs_upstream=False, weights=()
+    "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=(*SAMPLING, *TRAINING)),
+    "03_process_verifier": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, "n_rolled_out")
     ),
+    "04_preference_alignment": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, *ALIGNING)
+    ),
+    "08_report": Notebook(upstream=COMPUTED, weights=()),
+    "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 

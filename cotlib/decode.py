@@ -235,24 +235,59 @@ def decode(
     Raises ValueError before any compute where these differ in number, where `start` has another size, unknown codes or
     no step left, and where a text does not fit the vocabulary.
     """
-    start = start or _nothing_known(len(texts), model.config.num_vq_tokens)
-    _check_request(model, texts, seeds, options, start, candidates)
+    state = start or nothing_known(len(texts), model.config.num_vq_tokens)
+    _check_request(model, texts, seeds, options, state, candidates)
     noise = seeds if isinstance(seeds, Noise) else SeededNoise(seeds, model.config.num_vq_tokens)
-    prefix = model.prefix([*texts, *[""] * len(texts)] if options.guidance else texts)
-    codes, masked = start.codes.cpu(), start.masked.cpu()
-    for step in range(start.index + 1, options.steps):
-        p = _guided_probabilities(model, prefix, codes, masked, options)  # [M, V]
-        drawn = noise.tokens(step, p, masked)
-        codes = codes.masked_scatter(masked, drawn.cpu())
-        log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log().cpu()
-        confidence = LOG_CERTAIN.expand(masked.shape).masked_scatter(masked, log_p)
-        heat = torch.tensor([[remask_temperature(step, options, k)] for k in candidates or [0]])
-        still = remask(confidence + heat * noise.confidence(step), masked, step, options)
-        yield Step(step, codes.clone(), still, confidence.exp().clamp(max=1.0))
-        masked = still
+    prefix = read_prompts(model, texts, options)
+    while state.index + 1 < options.steps:
+        state = _advance(model, prefix, state, noise, options, candidates or [0])
+        yield state
 
 
-def _nothing_known(B: int, L: int) -> Step:
+def read_prompts(model: Generator, texts: list[str], options: DecodeOptions) -> Any:
+    """The prompts, and with guidance the empty prompt beside each, as `branch` takes them."""
+    return model.prefix([*texts, *[""] * len(texts)] if options.guidance else texts)
+
+
+@torch.inference_mode()
+def branch(model: Generator, prefix: Any, state: Step, seeds: Sequence[int], options: DecodeOptions, n: int) -> Step:
+    """One step on from each of B states, in n ways: a step of B * n rows, those of one state side by side.
+
+    Row b * n + k is what `decode` draws with its seed from state b; the network reads each state once, not n times.
+    prefix: `read_prompts` of the B prompts. Raises ValueError for a number of seeds other than B * n.
+    """
+    if len(seeds) != len(state.codes) * n:
+        raise ValueError(f"branch: expected {len(state.codes)} x {n} seeds, got {len(seeds)}")
+    return _advance(model, prefix, state, SeededNoise(seeds, state.codes.shape[1]), options, [0], n)
+
+
+def _advance(
+    model: Generator,
+    prefix: Any,
+    state: Step,
+    noise: Noise,
+    options: DecodeOptions,
+    candidates: Sequence[int],
+    n: int = 1,
+) -> Step:
+    step, codes, masked = state.index + 1, state.codes.cpu(), state.masked.cpu()
+    p = _guided_probabilities(model, prefix, codes, masked, options)  # [M, V]
+    if n > 1:
+        rows = torch.repeat_interleave(torch.arange(len(codes)), n)
+        first = torch.cat([torch.zeros(1, dtype=torch.long), masked.sum(-1).cumsum(0)])  # row b's part of p
+        p = torch.cat([p[first[b] : first[b + 1]] for b in rows])
+        codes, masked = codes[rows], masked[rows]
+    drawn = noise.tokens(step, p, masked)
+    codes = codes.masked_scatter(masked, drawn.cpu())
+    log_p = p.gather(-1, drawn[:, None])[:, 0].clamp(1e-20).log().cpu()
+    confidence = LOG_CERTAIN.expand(masked.shape).masked_scatter(masked, log_p)
+    heat = torch.tensor([[remask_temperature(step, options, k)] for k in candidates])
+    still = remask(confidence + heat * noise.confidence(step), masked, step, options)
+    return Step(step, codes, still, confidence.exp().clamp(max=1.0))
+
+
+def nothing_known(B: int, L: int) -> Step:
+    """Where every decoding starts: B pictures of L unknown tokens."""
     return given(torch.zeros(B, L, dtype=torch.long), torch.ones(B, L, dtype=torch.bool))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cotlib import paths
 from cotlib.errors import IncompleteError
 from cotlib.prompts import Prompt, geneval_prompts
 from cotlib.store import Ledger, atomic_write
@@ -46,12 +47,13 @@ def pools_of(folder: Path, generator: str) -> list[Path]:
 def export_pools(pools: list[Path], out: Path, n: int, decode: Callable[[list[list[int]]], np.ndarray]) -> int:
     """Write the first `n` candidates of every pool as the samples of a prompt; returns the number of prompts.
 
-    pools: ledgers whose records hold "prompt" and "codes" [K][L]. decode: codes [B][L] -> uint8 [B, H, W, 3].
+    pools: ledgers whose records hold "prompt" and "paths" [K] (`paths.pack`). decode: codes [B][L] -> uint8
+    [B, H, W, 3].
     A prompt that is not in every pool yet is left out. ValueError if a pool holds fewer candidates than asked for.
     """
     ledgers = [Ledger.existing(path) for path in pools]
     prompts = [prompt for prompt in geneval_prompts() if all(prompt.id in ledger for ledger in ledgers)]
-    codes = {prompt.id: [ledger.get(prompt.id)["codes"] for ledger in ledgers] for prompt in prompts}
+    codes = {prompt.id: [_pictures(ledger.get(prompt.id)) for ledger in ledgers] for prompt in prompts}
     for id, candidates in codes.items():
         fewest = min(map(len, candidates))
         if not 1 <= n <= fewest:
@@ -59,3 +61,8 @@ def export_pools(pools: list[Path], out: Path, n: int, decode: Callable[[list[li
     for prompt in prompts:
         write_prompt(out, prompt, decode([row for rows in codes[prompt.id] for row in rows[:n]]))
     return len(prompts)
+
+
+def _pictures(record: dict) -> list[list[int]]:
+    """The finished pictures of a pool's record: codes [K][L]."""
+    return [paths.whole(paths.unpack(text)[-1]).tolist() for text in record["paths"]]

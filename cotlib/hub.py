@@ -42,7 +42,7 @@ PUBLISHED = {
     "judge": "llava-hf/llava-onevision-qwen2-7b-ov-hf",
 }
 PICKLES = (".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt")
-SNAPSHOT = ("*.safetensors", "*.json", "merges.txt")
+SNAPSHOT = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
 WORDS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # of a text tokenizer, no weights
 
 

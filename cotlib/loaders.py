@@ -64,24 +64,31 @@ def load_tokenizer(scale: Scale) -> PocketTokenizer | Magvit:
     return Magvit.from_pretrained(folder, image_size=scale.image_size).to(device())
 
 
+def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
+    """A generator in float32, anew at each call: the base of a scale, or an aligned one from its folder.
+
+    Raises ForeignError where its pictures are not of the tokenizer's codes.
+    """
+    from .showo import Showo
+
+    words = None if scale.offline or folder else weights_folder(scale, "text-tokenizer")
+    folder = folder or weights_folder(scale, "generator")
+    generator = Showo.from_pretrained(folder, words)
+    _check_same_codes(scale, generator, folder)
+    return generator if scale.offline else generator.to(device())
+
+
 @lru_cache
-def load_generator(scale: Scale, name: str = "base") -> Showo:
-    """The generator, for decoding; `base` is the only one so far.
+def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
+    """The same, for decoding.
 
     Its backbone is in bfloat16, as it computes anyway: without casts it is 1.1 times as fast, its loss the same.
-    Raises ForeignError where its pictures are not of the tokenizer's codes.
     """
     import torch
 
-    from .showo import Showo
-
-    if name != "base":
-        raise ValueError(f"unknown generator {name!r}; known: base")
-    folder = weights_folder(scale, "generator")
-    generator = Showo.from_pretrained(folder, None if scale.offline else weights_folder(scale, "text-tokenizer"))
-    _check_same_codes(scale, generator, folder)
+    generator = generator_to_train(scale, folder)
     generator.showo.model.to(torch.bfloat16)
-    return generator if scale.offline else generator.to(device())
+    return generator
 
 
 def _check_same_codes(scale: Scale, generator: Showo, folder: Path) -> None:
@@ -162,13 +169,21 @@ def trusted_evaluator(
     return evaluator
 
 
+def judge_to_train(scale: Scale) -> Judge:
+    """The judge of a scale, anew at each call. That of `pocket` has seen clean rendered scenes only."""
+    return _judge(scale, weights_folder(scale, "judge"))
+
+
 @lru_cache
-def load_judge(scale: Scale, name: str = "zero-shot") -> Judge:
-    """The judge; `zero-shot` has seen clean rendered scenes only, never a generated picture."""
+def load_judge(scale: Scale, folder: Path | None = None) -> Judge:
+    """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder."""
+    return _judge(scale, folder or weights_folder(scale, "judge"))
+
+
+def _judge(scale: Scale, folder: Path) -> Judge:
+    import torch
+
     from .judge import Judge
 
-    if name != "zero-shot":
-        raise ValueError(f"unknown judge {name!r}; known: zero-shot")
-    if not scale.offline:
-        raise ValueError(f"scale {scale.name!r} has no loader of a judge yet; judge at --scale pocket")
-    return Judge.from_pretrained(weights_folder(scale, "judge"))
+    where = "cpu" if scale.offline else device()
+    return Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)

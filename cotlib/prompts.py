@@ -274,7 +274,8 @@ def geneval_prompts() -> tuple[Prompt, ...]:
 
 
 @cache
-def _held_out() -> frozenset[str]:
+def evaluation_texts() -> frozenset[str]:
+    """The texts that nothing may be trained on."""
     return frozenset(prompt.text for prompt in geneval_prompts())
 
 
@@ -288,7 +289,7 @@ def training_prompts(seed: int, n_per_task: int = 100) -> tuple[Prompt, ...]:
         raise ValueError(f"seed {seed} makes the evaluation prompts; choose another seed for training prompts")
     suite = _suite(seed, _check_whole(n_per_task, 1, "prompts per task"))
     prompts = (compose(f"train-{seed}-{i}", include) for i, include in enumerate(suite))
-    return tuple(prompt for prompt in prompts if prompt.text not in _held_out())
+    return tuple(prompt for prompt in prompts if prompt.text not in evaluation_texts())
 
 
 # --- Combinations that no template makes ------------------------------------------------------------------------
@@ -325,7 +326,7 @@ def free_prompts(seed: int, n: int) -> tuple[Prompt, ...]:
     while len(prompts) < n:
         include = FREE_SHAPES[rng.choice(len(FREE_SHAPES))](rng)
         prompt = compose(f"free-{seed}-{len(prompts)}", include)
-        if prompt.text not in _held_out():
+        if prompt.text not in evaluation_texts():
             prompts.setdefault(prompt.text, prompt)
     return tuple(prompts.values())
 

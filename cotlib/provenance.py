@@ -213,8 +213,9 @@ def require_weights(settings: Settings) -> None:
 
 
 def request(settings: Settings) -> dict[str, Any]:
-    """What was asked for, as far as results depend on it."""
-    params = {name: value for name, value in settings.params.items() if name not in NOT_IN_KEY}
+    """What was asked for, as far as results depend on it: of the parameters, those that the notebook takes."""
+    mine = NOTEBOOKS[settings.notebook].overrides
+    params = {name: value for name, value in settings.params.items() if name in mine and name not in NOT_IN_KEY}
     return {"scale": settings.scale.name, "effort": settings.effort.name, "seed": settings.seed, **params}
 
 

@@ -88,6 +88,11 @@ class Run:
         """Folder of what several notebooks share."""
         return self.folder.parent / "pools"
 
+    @property
+    def models(self) -> Path:
+        """Folder of the models that were trained here."""
+        return self.folder.parent / "models"
+
     @cached_property
     def git(self) -> dict[str, Any]:
         return provenance.git_state()

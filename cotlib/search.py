@@ -1,36 +1,66 @@
-"""Best-of-N over a pool of candidates that is decoded once (Sec. 3.1, arXiv:2501.13926).
+"""Search: best-of-N over a pool of candidates that is decoded once, and step-wise best-of-N (Sec. 3, arXiv:2501.13926).
 
 Candidates are decoded for the largest N; every smaller N is a subset. The expected result of best-of-n is exact, a sum
-over all subsets of size n instead of one draw, so that curves are smooth without more decoding.
+over all subsets of size n instead of one draw, so that curves are smooth without more decoding. The whole path of each
+candidate is kept, so that a verifier can look at any step later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb
+from typing import Any
 
 import numpy as np
 import torch
 
+from . import paths
 from .batches import Batches
-from .decode import DecodeOptions, Generator, decode, final
+from .decode import DecodeOptions, Generator, Step, branch, decode, nothing_known, read_prompts
 from .progress import progress
 from .prompts import Prompt
 from .seeds import sample_seed
 from .store import Ledger
 
+Paint = Callable[[torch.Tensor], np.ndarray]  # codes [B, L] -> pictures uint8 [B, H, W, 3]
+Score = Callable[[np.ndarray, list[Prompt]], list]  # one value per (picture, prompt)
+
 
 @dataclass(frozen=True)
 class Pool:
-    """Candidates of each prompt, as codes int64 [K, L] by prompt id; candidate k is the same image for every K > k."""
+    """Candidates of each prompt; candidate k is the same path for every K > k.
+
+    paths: int16 [K, T, L] by prompt id, the prediction of the whole picture after each of T steps, signed as in
+    `paths.signed`.
+    """
 
     prompts: tuple[Prompt, ...]
-    codes: Mapping[str, torch.Tensor]
+    paths: Mapping[str, np.ndarray]
 
     @property
     def n_candidates(self) -> int:
-        return len(next(iter(self.codes.values())))
+        return len(next(iter(self.paths.values())))
+
+    @property
+    def n_steps(self) -> int:
+        return next(iter(self.paths.values())).shape[1]
+
+    @cached_property
+    def codes(self) -> dict[str, torch.Tensor]:
+        """The finished pictures: int64 [K, L] by prompt id."""
+        return self.at(self.n_steps - 1)
+
+    def at(self, step: int) -> dict[str, torch.Tensor]:
+        """The predictions after a step 0..T-1: int64 [K, L] by prompt id."""
+        return {id: torch.from_numpy(paths.whole(path[:, step])) for id, path in self.paths.items()}
+
+    def state(self, prompt: str, candidate: int, step: int) -> Step:
+        """Where decoding stood after a step, as `decode(start=...)` takes it; one row."""
+        row = self.paths[prompt][candidate, step][None]
+        masked = torch.from_numpy(row < 0)
+        return Step(step, torch.from_numpy(paths.whole(row)), masked, 1 - masked.float())
 
 
 def decode_pool(
@@ -58,48 +88,120 @@ def decode_pool(
     per_batch = max(1, batch_size // n_candidates)
     in_batches = Batches(batch_size, "decoding")
 
-    def finish(candidates: Sequence[tuple[Prompt, int]]) -> list[torch.Tensor]:
+    def finish(candidates: Sequence[tuple[Prompt, int]]) -> list[str]:
         texts = [p.text for p, _ in candidates]
         seeds = [sample_seed(seed, p.id, k, f"pool-{image}") for p, k in candidates]
-        return list(final(decode(generator, texts, seeds, options, candidates=[k for _, k in candidates])).codes)
+        steps = list(decode(generator, texts, seeds, options, candidates=[k for _, k in candidates]))
+        codes, masked = (torch.stack([getattr(s, name) for s in steps], 1).numpy() for name in ("codes", "masked"))
+        return [paths.pack(path) for path in paths.signed(codes, masked)]
 
     with progress(len(missing), "decoding", "prompts") as advance:
         for group in _chunks(missing, per_batch):
             rows = iter(in_batches(finish, [(p, k) for p in group for k in range(n_candidates)]))
             for prompt in group:
-                ledger.append({"prompt": prompt.id, "codes": [next(rows).tolist() for _ in range(n_candidates)]})
+                ledger.append({"prompt": prompt.id, "paths": [next(rows) for _ in range(n_candidates)]})
             advance(len(group))
     if in_batches.size < batch_size:
         ledger.notes.append(
             f"decoding: memory ran out at {batch_size} candidates a batch, went on at {in_batches.size}"
         )
         print(ledger.notes[-1], flush=True)
-    return Pool(tuple(prompts), {p.id: torch.tensor(ledger.get(p.id)["codes"]) for p in prompts})
+    return Pool(
+        tuple(prompts),
+        {p.id: np.stack([paths.unpack(text) for text in ledger.get(p.id)["paths"]]) for p in prompts},
+    )
 
 
 def score_pool(
-    pool: Pool,
-    paint: Callable[[torch.Tensor], np.ndarray],
-    score: Callable[[np.ndarray, list[Prompt]], list],
+    prompts: Sequence[Prompt],
+    codes: Mapping[str, torch.Tensor],
+    paint: Paint,
+    score: Score,
     ledger: Ledger,
     what: str,
     group: int = 8,
 ) -> dict[str, list]:
     """Ask about every candidate of every prompt; finished prompts come from the ledger.
 
-    `paint` turns codes [B, L] into pictures; `score` answers one value per (picture, prompt), stored as field `what`.
+    codes: int64 [K, L] by prompt id. `score` answers one value per (picture, prompt), stored as field `what`.
     """
-    missing = [p for p in pool.prompts if p.id not in ledger]
+    missing = [p for p in prompts if p.id not in ledger]
     with progress(len(missing), what, "prompts") as advance:
         for chunk in _chunks(missing, group):
-            codes = torch.cat([pool.codes[p.id] for p in chunk])
-            asked = [p for p in chunk for _ in range(pool.n_candidates)]
-            answers = score(paint(codes), asked)
-            for i, prompt in enumerate(chunk):
-                mine = answers[i * pool.n_candidates : (i + 1) * pool.n_candidates]
-                ledger.append({"prompt": prompt.id, what: mine})
+            asked = [p for p in chunk for _ in codes[p.id]]
+            answers = iter(score(paint(torch.cat([codes[p.id] for p in chunk])), asked))
+            for prompt in chunk:
+                ledger.append({"prompt": prompt.id, what: [next(answers) for _ in codes[prompt.id]]})
             advance(len(chunk))
-    return {p.id: ledger.get(p.id)[what] for p in pool.prompts}
+    return {p.id: ledger.get(p.id)[what] for p in prompts}
+
+
+def stepwise(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    n: int,
+    seed: int,
+    options: DecodeOptions,
+    paint: Paint,
+    score: Score,
+    ledger: Ledger,
+    image: int = 0,
+    group: int = 8,
+) -> dict[str, dict[str, Any]]:
+    """Step-wise best-of-n (PRM, Sec. 3.2): at each step draw n continuations, keep the best scored, go on from it.
+
+    By prompt id: `codes` [L] of the picture, `scores` [T][n] of every continuation (None: unscored) and `distance` [T],
+    how unlike the n pictures of a step are (`picture_distance`). Finished prompts come from the ledger. The first n
+    draws from a state are the same for every larger n. The network reads one state a step, not n.
+    """
+    if n < 1:
+        raise ValueError(f"stepwise: n must be at least 1, got {n}")
+    for prompt in prompts:
+        generator.text_ids([prompt.text])
+    missing = [p for p in prompts if p.id not in ledger]
+    with progress(len(missing), f"step-wise, {n} branches", "prompts") as advance:
+        for chunk in _chunks(missing, group):
+            for record in _climb(generator, chunk, n, seed, options, paint, score, image):
+                ledger.append(record)
+            advance(len(chunk))
+    return {p.id: ledger.get(p.id) for p in prompts}
+
+
+def _climb(
+    generator: Generator,
+    prompts: list[Prompt],
+    n: int,
+    seed: int,
+    options: DecodeOptions,
+    paint: Paint,
+    score: Score,
+    image: int,
+) -> list[dict[str, Any]]:
+    """Some prompts together, one record each."""
+    prefix = read_prompts(generator, [p.text for p in prompts], options)
+    state = nothing_known(len(prompts), generator.config.num_vq_tokens)
+    asked = [p for p in prompts for _ in range(n)]
+    records = [{"prompt": p.id, "scores": [], "distance": []} for p in prompts]
+    for step in range(options.steps):
+        seeds = [sample_seed(seed, p.id, i % n, f"step-{image}-{step}") for i, p in enumerate(asked)]
+        drawn = branch(generator, prefix, state, seeds, options, n)
+        pictures = paint(drawn.codes)
+        answers = list(score(pictures, asked))
+        kept = []
+        for i, record in enumerate(records):
+            rows = slice(i * n, (i + 1) * n)
+            kept.append(rows.start + best_of_n(answers[rows], n))
+            record["scores"].append(answers[rows])
+            record["distance"].append(picture_distance(pictures[rows]))
+        state = drawn.rows(kept)
+    return [{**record, "codes": state.codes[i].tolist()} for i, record in enumerate(records)]
+
+
+def picture_distance(images: np.ndarray) -> float:
+    """Root mean square difference over all pairs of pictures uint8 [n, H, W, 3], in grey levels; 0 for one picture."""
+    n = len(images)
+    variance = images.astype(np.float32).var(axis=0).mean()  # the mean over pairs of d^2 is 2 n / (n - 1) variances
+    return float(np.sqrt(2 * n / max(1, n - 1) * variance))
 
 
 def _chunks(items: list, n: int) -> Iterator[list]:
@@ -111,26 +213,35 @@ def _chunks(items: list, n: int) -> Iterator[list]:
 
 
 def _check_n(n: int, n_candidates: int) -> None:
+    if n_candidates < 1:
+        raise ValueError("best-of-n: no candidates to choose from; decode some first")
     if not 1 <= n <= n_candidates:
         raise ValueError(
             f"best-of-n: n must lie in 1..{n_candidates}, the size of the pool, got {n}; decode more first"
         )
 
 
-def best_of_n(scores: Sequence[float], n: int) -> int:
-    """Index of the best of the first n candidates; the earliest wins a tie, as in the released code."""
+def best_of_n(scores: Sequence[float | None], n: int) -> int:
+    """Index of the best of the first n candidates; the earliest wins a tie, as in the released code.
+
+    A candidate without a score (None or NaN) loses to any with one.
+    """
     _check_n(n, len(scores))
-    return int(np.argmax(np.asarray(scores, float)[:n]))
+    return int(np.argmax(_ranked(scores)[:n]))
 
 
-def expected_best_of_n(scores: Sequence[float], correct: Sequence[bool], n: int) -> float:
+def _ranked(scores: Sequence[float | None]) -> np.ndarray:
+    return np.nan_to_num(np.asarray(scores, float), nan=-np.inf)
+
+
+def expected_best_of_n(scores: Sequence[float | None], correct: Sequence[bool], n: int) -> float:
     """P(the best-scored of n candidates is correct), exactly, over all subsets of size n; ties go to the earliest.
 
     The candidate of rank r (0 = best of K) is the best of a subset in C(K-1-r, n-1) of C(K, n) cases.
     """
     K = len(scores)
     _check_n(n, K)
-    order = np.argsort(-np.asarray(scores, float), kind="stable")
+    order = np.argsort(-_ranked(scores), kind="stable")
     weights = np.array([comb(K - 1 - rank, n - 1) for rank in range(K)], float) / comb(K, n)
     return float(weights @ np.asarray(correct, float)[order])
 

@@ -131,6 +131,6 @@ def make(run: Run, shard: Shard, names: Sequence[str]) -> None:
 
 
 def _make(run: Run, names: Sequence[str]) -> None:
-    pools = stages.base_pools(run)
+    pools = stages.pools_of(run)
     for name in names:
         STAGES[name](run, pools)

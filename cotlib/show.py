@@ -19,8 +19,16 @@ from .stats import Estimate
 METHODS = {
     "none": ("#000000", "o", "-", "base generator"),
     "random": ("#999999", "s", ":", "random choice"),
-    "orm-zero-shot": ("#0072B2", "^", "-", "ORM, zero-shot"),
+    "orm-zero-shot": ("#56B4E9", "^", "-", "ORM, zero-shot"),
+    "orm": ("#0072B2", "D", "-", "ORM, fine-tuned"),
+    "prm-zero-shot": ("#CC79A7", "<", "-.", "PRM, zero-shot"),
+    "prm": ("#009E73", ">", "-.", "PRM, fine-tuned"),
     "oracle": ("#D55E00", "v", "--", "oracle (the evaluator chooses)"),
+}
+GENERATORS = {
+    "base": ("#000000", "o", ":", "base"),
+    "dpo": ("#E69F00", "s", "-", "DPO"),
+    "it-dpo": ("#D55E00", "^", "--", "iterative DPO"),
 }
 TASK_NAMES = {
     "single_object": "single object",
@@ -112,15 +120,20 @@ def task_bars(estimates: Mapping[str, Mapping[str, Estimate]], generator: str = 
     for i, (verifier, by_task) in enumerate(estimates.items()):
         color, _, _, label = METHODS[verifier]
         x = np.arange(len(columns)) + (i - (len(estimates) - 1) / 2) * width
-        values = np.array([by_task[t].value for t in columns])
-        spread = [
-            [by_task[t].value - by_task[t].low for t in columns],
-            [by_task[t].high - by_task[t].value for t in columns],
-        ]
-        ax.bar(x, values, width * 0.92, color=color, alpha=0.75, label=label, yerr=spread, capsize=2)
+        _bars(ax, x, width, [by_task[t] for t in columns], color, label)
         published = [paper.value(generator, verifier, t) for t in columns]
         if any(v is not None for v in published):
             ax.plot(x, published, "D", mfc="white", mec="black", ms=5, label=f"paper, {label}")
+    return _task_axes(fig, ax, columns)
+
+
+def _bars(ax: plt.Axes, x: np.ndarray, width: float, estimates: Sequence[Estimate], color: str, label: str) -> None:
+    values = [e.value for e in estimates]
+    spread = [[e.value - e.low for e in estimates], [e.high - e.value for e in estimates]]
+    ax.bar(x, values, width * 0.92, color=color, alpha=0.75, label=label, yerr=spread, capsize=2)
+
+
+def _task_axes(fig: Figure, ax: plt.Axes, columns: Sequence[str]) -> Figure:
     ax.set_xticks(range(len(columns)), [TASK_NAMES[t] for t in columns], rotation=15)
     ax.set(ylabel="GenEval accuracy (fraction of images)", ylim=(0, 1.02))
     ax.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
@@ -147,23 +160,137 @@ def n_curve(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     return fig
 
 
-def reliability(p: np.ndarray, correct: np.ndarray, bins: int = 10) -> tuple[Figure, float]:
-    """How often a picture is correct where the judge says P(yes) = p, and the expected calibration error.
+def reliability(
+    answered: Mapping[str, tuple[np.ndarray, np.ndarray]], bins: int = 10
+) -> tuple[Figure, dict[str, float]]:
+    """How often a picture is correct where a judge says P(yes) = p, and each judge's expected calibration error.
 
-    The error is the mean over pictures of |mean P(yes) - fraction correct| of the bin they fall in.
+    answered: {verifier: (P(yes) [n], correct bool [n])}. The error is the mean over pictures of |mean P(yes) - fraction
+    correct| of the bin they fall in.
     """
-    fig, ax = plt.subplots(figsize=(4, 4))
-    edges = np.linspace(0, 1, bins + 1)
-    which = np.clip(np.digitize(p, edges) - 1, 0, bins - 1)
-    used = [b for b in range(bins) if (which == b).any()]
+    fig, ax = plt.subplots(figsize=(4.4, 4.4))
     ax.plot([0, 1], [0, 1], color="0.7", ls=":")
-    ax.plot([p[which == b].mean() for b in used], [correct[which == b].mean() for b in used], "o-", color="#0072B2")
-    for b in used:
-        ax.annotate(f"{(which == b).sum()}", (p[which == b].mean(), correct[which == b].mean()), fontsize=6)
+    gaps = {}
+    for verifier, (p, correct) in answered.items():
+        color, marker, _, label = METHODS[verifier]
+        which = np.clip((p * bins).astype(int), 0, bins - 1)
+        used = [(which == b) for b in range(bins) if (which == b).any()]
+        points = [(p[here].mean(), correct[here].mean(), here.sum()) for here in used]
+        ax.plot([x for x, _, _ in points], [y for _, y, _ in points], color=color, marker=marker, ms=5, label=label)
+        for x, y, n in points:
+            ax.annotate(f"{n}", (x, y), fontsize=6, color=color, xytext=(3, -8), textcoords="offset points")
+        gaps[verifier] = float(sum(here.mean() * abs(p[here].mean() - correct[here].mean()) for here in used))
     ax.set(xlabel="judge's P(yes)", ylabel="fraction correct (evaluator)", xlim=(0, 1), ylim=(0, 1))
+    ax.legend(fontsize=7)
     fig.tight_layout()
-    gap = sum((which == b).mean() * abs(p[which == b].mean() - correct[which == b].mean()) for b in used)
-    return fig, float(gap)
+    return fig, gaps
+
+
+def training_curve(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss and token accuracy of a fine-tuning, as its trainer logged them."""
+    fig, axes = plt.subplots(1, 2, figsize=(7, 2.6))
+    for ax, name, label in zip(axes, ("loss", "mean_token_accuracy"), ("loss", "mean token accuracy"), strict=True):
+        ax.plot([r["step"] for r in log], [r[name] for r in log], color="#0072B2", marker=".")
+        ax.set(xlabel="optimizer step", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    fig.tight_layout()
+    return fig
+
+
+def alignment_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Loss, reward accuracy and reward margin of each alignment {generator: trainer's log}."""
+    fig, axes = plt.subplots(1, 3, figsize=(9, 2.6))
+    for ax, name in zip(axes, ("loss", "rewards/accuracies", "rewards/margins"), strict=True):
+        for generator, log in logs.items():
+            color, marker, dash, label = GENERATORS[generator]
+            ax.plot(
+                [r["step"] for r in log], [r[name] for r in log], color=color, marker=marker, ls=dash, ms=3, label=label
+            )
+        ax.set(xlabel="optimizer step", ylabel=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def generator_bars(estimates: Mapping[str, Mapping[str, Estimate]]) -> Figure:
+    """GenEval by task of generators without a verifier {generator: {task: Estimate}}; the paper's as open diamonds."""
+    fig, ax = plt.subplots(figsize=(8, 3.6))
+    columns, width = (*TASKS, "overall"), 0.8 / len(estimates)
+    for i, (generator, by_task) in enumerate(estimates.items()):
+        color, _, _, label = GENERATORS[generator]
+        x = np.arange(len(columns)) + (i - (len(estimates) - 1) / 2) * width
+        _bars(ax, x, width, [by_task[t] for t in columns], color, label)
+        published = [paper.value(generator, "none", t) for t in columns]
+        if None not in published:
+            ax.plot(x, published, "D", mfc="white", mec=color, ms=4, label=f"paper, {label}")
+    return _task_axes(fig, ax, columns)
+
+
+def search_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estimate]]) -> Figure:
+    """Overall against N by generator, one panel a verifier {(generator, verifier): {n: Estimate}}."""
+    verifiers = list(dict.fromkeys(verifier for _, verifier in curves))
+    fig, axes = plt.subplots(1, len(verifiers), figsize=(4 * len(verifiers), 3.2), sharey=True, squeeze=False)
+    for ax, verifier in zip(axes[0], verifiers, strict=True):
+        for (generator, _), curve in ((key, c) for key, c in curves.items() if key[1] == verifier):
+            color, marker, dash, label = GENERATORS[generator]
+            ns = sorted(curve)
+            ax.plot(ns, [curve[n].value for n in ns], color=color, marker=marker, ls=dash, ms=4, label=label)
+            ax.fill_between(ns, [curve[n].low for n in ns], [curve[n].high for n in ns], color=color, alpha=0.12, lw=0)
+        ax.set(xlabel="N, candidates per image", title=METHODS[verifier][3])
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("GenEval overall")
+    axes[0, 0].legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def step_profile(steps: pd.DataFrame) -> Figure:
+    """What a process verifier can see at each step: AUC on the left, distances of the compared pictures on the right.
+
+    Columns: step, "AUC, <verifier>", "distance of branches", "distance of candidates".
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
+    for column in (c for c in steps if c.startswith("AUC, ")):
+        color, marker, dash, label = METHODS[column.removeprefix("AUC, ")]
+        left.plot(steps["step"], steps[column], color=color, marker=marker, ls=dash, ms=4, label=label)
+    left.axhline(0.5, color="0.7", ls=":")
+    left.set(xlabel="step", ylabel="AUC against the finished picture", title="too blurry early")
+    right.plot(
+        steps["step"], steps["distance of branches"], color="#009E73", marker=">", ms=4, label="branches of one state"
+    )
+    right.plot(
+        steps["step"],
+        steps["distance of candidates"],
+        color="0.4",
+        marker="s",
+        ls=":",
+        ms=4,
+        label="separate candidates",
+    )
+    right.set(xlabel="step", ylabel="picture distance (grey levels)", title="too much alike late")
+    right.set_ylim(bottom=0)
+    for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if ax.lines:
+            ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def cost_curves(cost: pd.DataFrame) -> Figure:
+    """Overall against what a selected image costs. Columns: verifier, generator passes, judge calls, overall."""
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    for ax, column in zip(axes, ("generator passes", "judge calls"), strict=True):
+        for verifier, rows in cost.groupby("verifier", sort=False):
+            color, marker, dash, label = METHODS[verifier]
+            rows = rows.sort_values(column)
+            ax.plot(rows[column], rows["overall"], color=color, marker=marker, ls=dash, ms=4, label=label)
+        ax.set(xscale="log", xlabel=f"{column} per selected image")
+    axes[0].set_ylabel("GenEval overall")
+    axes[1].legend(fontsize=7)
+    fig.tight_layout()
+    return fig
 
 
 def beside_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> pd.DataFrame:

@@ -42,6 +42,8 @@ def split(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     """Token ids of a prompt. Raises ValueError for a word outside the vocabulary, naming the nearest known ones."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if tokenizer.unk_token_id in ids:
+        for special in tokenizer.all_special_tokens:
+            text = text.replace(special, " ").strip()
         pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
         word = next(piece for piece, _ in pieces if piece not in tokenizer.get_vocab())
         near = difflib.get_close_matches(word.lower(), tokenizer.get_vocab(), n=3, cutoff=0.5)

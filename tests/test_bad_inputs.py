@@ -17,7 +17,7 @@ from test_rerun import finished, outputs, project  # noqa: F401  (fixtures)
 import cotlib
 from cotlib import chain, search, store
 from cotlib.__main__ import main
-from cotlib.config import PARAMETERS, check
+from cotlib.config import NOTEBOOKS, PARAMETERS, check
 from cotlib.decode import DecodeOptions, decode, final
 from cotlib.errors import CorruptError, CotlibError, ForeignError, IncompleteError
 from cotlib.export import export_pools, pools_of
@@ -52,8 +52,14 @@ NO_INT = ["false", "3", "", True, False, 2.5, 3.0, math.nan, math.inf, [4], {}, 
 NO_FLOAT = ["false", "1.5", "", True, False, math.nan, math.inf, -math.inf, [1.0], {}, b"1", 1j]
 
 
-def ask(notebook="01_baseline", **changes):
-    return check(notebook, **{"scale": "pocket", "effort": "quick", "seed": 0, **changes})
+def taker(name):
+    """The first notebook that takes this parameter."""
+    return next((n for n, spec in NOTEBOOKS.items() if name in spec.overrides), "01_baseline")
+
+
+def ask(**changes):
+    dials = {"notebook": taker(next(iter(changes), "")), "scale": "pocket", "effort": "quick", "seed": 0}
+    return check(**{**dials, **changes})
 
 
 @pytest.mark.parametrize("value", NO_INT, ids=repr)
@@ -62,7 +68,7 @@ def test_what_is_no_whole_number(name, value):
     with pytest.raises(ValueError) as error:
         ask(**{name: value})
     allowed = f"{PARAMETERS[name].low:g}..{PARAMETERS[name].high:g}"
-    assert_helpful(error.value, f"01_baseline: {name} must be an int", f"got {value!r}", allowed, "leave it None")
+    assert_helpful(error.value, f"{taker(name)}: {name} must be an int", f"got {value!r}", allowed, "leave it None")
 
 
 @pytest.mark.parametrize("value", NO_FLOAT, ids=repr)
@@ -72,7 +78,11 @@ def test_what_is_no_number(name, value):
         ask(**{name: value})
     allowed = f"{PARAMETERS[name].low:g}..{PARAMETERS[name].high:g}"
     assert_helpful(
-        error.value, f"01_baseline: {name} must be a finite float", f"got {value!r}", allowed, "leave it None"
+        error.value,
+        f"{taker(name)}: {name} must be a finite float",
+        f"got {value!r}",
+        allowed,
+        "leave it None",
     )
 
 
@@ -84,7 +94,7 @@ def test_what_is_out_of_range(name, side):
     with pytest.raises(ValueError) as error:
         ask(**{name: value})
     wanted = f"must lie in {spec.low:g}..{spec.high:g}, got {value!r}"
-    assert_helpful(error.value, f"01_baseline: {name} ({spec.help})", wanted, "leave it None")
+    assert_helpful(error.value, f"{taker(name)}: {name} ({spec.help})", wanted, "leave it None")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from toy_project import make_project, put_notebook
 
 from cotlib import chain, provenance, store
+from cotlib.config import COMPUTED
 from cotlib.errors import CorruptError, CotlibError, ForeignError, KernelDiedError, NotebookError
 
 SMOKE = {"scale": "pocket", "effort": "smoke"}
@@ -228,7 +229,7 @@ class TestRefusals:
     def test_unknown_and_missing_notebooks(self, project):
         with pytest.raises(ValueError, match="unknown notebook '01_base'; did you mean '01_baseline'"):
             chain.run_chain(["01_base"], **SMOKE)
-        with pytest.raises(CotlibError, match=r"no notebook .*08_report\.ipynb"):
+        with pytest.raises(CotlibError, match=r"no notebook .*03_process_verifier\.ipynb"):
             chain.run_chain(["08_report"], **SMOKE)
 
     def test_a_second_chain_on_the_same_outputs(self, project):
@@ -240,8 +241,8 @@ class TestRefusals:
 
 
 def test_the_whole_chain_runs_in_the_order_of_what_is_read_with_the_index_last():
-    assert chain.order([]) == ["01_baseline", "02_outcome_verifier", "08_report", "00_index"]
-    assert chain.order(["08_report"]) == ["01_baseline", "02_outcome_verifier", "08_report"]
+    assert chain.order([]) == [*COMPUTED, "08_report", "00_index"]
+    assert chain.order(["08_report"]) == [*COMPUTED, "08_report"]
     assert chain.order(["00_index"]) == ["00_index"]
 
 
@@ -252,7 +253,7 @@ def test_every_table_and_figure_of_the_paper_is_in_the_map():
 
 def test_an_item_whose_notebook_is_not_written_is_shown_as_not_yet(project):
     state = {row["item"]: row["status"] for row in chain.overview("pocket", "smoke")}
-    assert state["Figure 5"] == "SMOKE" and state["Table 5"] == "not yet" and state["Figure 1"] == "—"
+    assert state["Figure 3"] == state["Table 5"] == "not yet" and state["Figure 1"] == "—"
     assert chain.link("01_baseline") == '<a href="01_baseline.ipynb">01_baseline</a>' and chain.link("—") == "—"
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from toy_project import make_project
 
 import cotlib
-from cotlib import chain, loaders
+from cotlib import chain, loaders, paths
 from cotlib.__main__ import main
 from cotlib.errors import CotlibError, IncompleteError, KernelDiedError, NotebookError
 from cotlib.prompts import geneval_prompts
@@ -163,7 +163,8 @@ class TestExportGeneval:
         for image in (0, 1):
             ledger = run.ledger(f"base-{image}", image=image)
             for number, prompt in enumerate(geneval_prompts()[: 3 - image]):
-                ledger.append({"prompt": prompt.id, "codes": [[100 * image + 10 * number + k, 0] for k in range(4)]})
+                ends = [np.array([[-1, 5], [100 * image + 10 * number + k, 0]]) for k in range(4)]
+                ledger.append({"prompt": prompt.id, "paths": [paths.pack(path) for path in ends]})
         run.ledger("base-0-verdicts").append({"prompt": "00000"})
 
     def test_the_layout_is_the_one_the_official_evaluator_reads(self, call, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cotlib import loaders, scoring, stats
+from cotlib import loaders, paths, scoring, stats
 from cotlib.__main__ import main
 from cotlib.config import SCALES
 from cotlib.errors import DetectorError
@@ -345,7 +345,7 @@ def test_an_exported_pool_gets_the_verdicts_that_its_codes_got(tmp_path, use, ca
     for i, prompt in enumerate(PROMPTS):
         asked = [prompt, PROMPTS[(i + 2) % len(PROMPTS)]]  # a candidate that fits, and another prompt's
         codes = tokenizer.encode(np.stack([world.scene_of(p, 5).image for p in asked]))
-        pool.append({"prompt": prompt.id, "codes": codes.tolist()})
+        pool.append({"prompt": prompt.id, "paths": [paths.pack(row[None].numpy()) for row in codes]})
         expected += evaluator.evaluate(tokenizer.decode(codes), [prompt, prompt])
     n = export_pools([pool.path], tmp_path / "out", 2, lambda codes: tokenizer.decode(torch.tensor(codes)))
     use(evaluator)

@@ -3,7 +3,7 @@ import pytest
 from cotlib.config import EFFORTS, NOTEBOOKS, PARAMETERS, SCALES, check
 
 
-def ask(notebook="01_baseline", scale="pocket", effort="quick", seed=0, **overrides):
+def ask(notebook="04_preference_alignment", scale="pocket", effort="quick", seed=0, **overrides):
     return check(notebook, scale=scale, effort=effort, seed=seed, **overrides)
 
 
@@ -27,8 +27,9 @@ def test_full_effort_is_the_protocol_of_the_paper_and_only_smoke_is_watermarked(
 
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_override_reaches_the_effective_parameters(name):
-    assert ask(**{name: 3}).params[name] == 3
-    assert ask(**{name: 3}).params != ask().params
+    notebook = next(n for n, spec in NOTEBOOKS.items() if name in spec.overrides)
+    assert ask(notebook, **{name: 2}).params[name] == 2
+    assert ask(notebook, **{name: 2}).params != ask(notebook).params
 
 
 @pytest.mark.parametrize(

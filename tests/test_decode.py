@@ -6,7 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cotlib.decode import DecodeOptions, decode, draw, final, given, n_masked_after, remask_temperature
+from cotlib.decode import (
+    DecodeOptions,
+    branch,
+    decode,
+    draw,
+    final,
+    given,
+    n_masked_after,
+    nothing_known,
+    read_prompts,
+    remask_temperature,
+)
 from cotlib.seeds import sample_seed
 
 
@@ -170,3 +181,42 @@ def test_a_start_or_candidates_that_do_not_fit_are_refused(change, message):
 def test_a_finished_decoding_has_no_step_left():
     with pytest.raises(ValueError, match="no step is left after step 5 of 0..5"):
         final(decode(ToyGenerator(), TEXTS, [1, 2, 3], OPTIONS, start=run(TEXTS, [1, 2, 3])[-1]))
+
+
+# --- Branching ---
+
+
+class Counted(ToyGenerator):
+    rows = 0
+
+    def hidden_after(self, text, codes, masked):
+        Counted.rows += len(codes)
+        return super().hidden_after(text, codes, masked)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0])
+def test_branches_are_what_decoding_each_alone_would_draw_and_the_network_reads_each_state_once(guidance):
+    options, texts, n = replace(OPTIONS, guidance=guidance), TEXTS[:2], 3
+    state = next(decode(ToyGenerator(), texts, [1, 2], options))
+    seeds = list(range(10, 10 + 2 * n))
+    Counted.rows = 0
+    drawn = branch(Counted(), read_prompts(Counted(), texts, options), state, seeds, options, n)
+    assert Counted.rows == 2 * (2 if guidance else 1)
+    for i, seed in enumerate(seeds):
+        alone = next(decode(ToyGenerator(), [texts[i // n]], [seed], options, start=state.rows([i // n])))
+        assert torch.equal(drawn.codes[i], alone.codes[0]) and torch.equal(drawn.masked[i], alone.masked[0])
+    assert not torch.equal(drawn.codes[0], drawn.codes[1])
+
+
+def test_branching_from_nothing_is_the_first_step():
+    options = replace(OPTIONS, guidance=1.0)
+    drawn = branch(
+        ToyGenerator(), read_prompts(ToyGenerator(), TEXTS, options), nothing_known(3, 16), [1, 2, 3], options, 1
+    )
+    first = next(decode(ToyGenerator(), TEXTS, [1, 2, 3], options))
+    assert drawn.index == 0 and torch.equal(drawn.codes, first.codes) and torch.equal(drawn.masked, first.masked)
+
+
+def test_a_seed_too_few_for_the_branches_is_refused():
+    with pytest.raises(ValueError, match="expected 3 x 2 seeds, got 5"):
+        branch(ToyGenerator(), None, nothing_known(3, 16), [0] * 5, OPTIONS, 2)

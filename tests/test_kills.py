@@ -19,6 +19,7 @@ from test_rerun import POOL, TABLE
 from toy_project import make_project, write_notebook
 
 from cotlib import chain, provenance, store
+from cotlib.config import COMPUTED
 
 TIMES = ("cost/", "speed/")  # measurements of time, which no two runs have alike
 FORKS = multiprocessing.get_context("forkserver")  # a process that has imported everything costs 50 ms
@@ -149,7 +150,7 @@ def test_five_kills_of_the_smallest_chain(tmp_path):
 
 @pytest.mark.slow
 def test_fifty_kills(tmp_path):
-    names = ["01_baseline", "02_outcome_verifier", "08_report"]
+    names = [*COMPUTED, "08_report"]
     n_kills = int(os.environ.get("KILLS", 50))
     if os.environ.get("CHAIN", "toy") == "real":
         kill_again_and_again(RealChain(tmp_path / "outputs"), n_kills)

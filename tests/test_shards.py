@@ -113,7 +113,7 @@ def test_a_notebook_takes_over_what_there_is_and_makes_what_is_missing(generator
     shards.make(load(), Shard(2, 3), ["decode"])
     run = load()
     assert generator.asked == [p.text for p in run.prompts[1::3]]
-    (pool,) = stages.base_pools(run)
+    (pool,) = stages.pools_of(run)
     assert sorted(generator.asked) == sorted(p.text for p in run.prompts)
     lines = (pools() / "base-0.jsonl").read_bytes().splitlines()
     assert sorted(lines) == sorted(one.splitlines())
@@ -135,7 +135,7 @@ def test_more_processes_than_prompts_do_no_harm(generator, monkeypatch, tmp_path
     one = bytes_of_one_process(monkeypatch, tmp_path)
     for index in range(1, 9):
         shards.make(load(), Shard(index, 8), ["decode"])
-    assert stages.base_pools(load()) and (pools() / "base-0.jsonl").read_bytes() == one
+    assert stages.pools_of(load()) and (pools() / "base-0.jsonl").read_bytes() == one
 
 
 def test_no_process_waits_for_the_lock_of_the_notebooks_nor_holds_it(generator):
@@ -163,7 +163,7 @@ def test_a_shard_of_another_run_is_refused_by_name_and_nothing_is_lost(generator
         with pytest.raises(ForeignError, match=named):
             shards.make(load(), Shard(index, 2), ["decode"])
     with pytest.raises(ForeignError, match=named):
-        stages.base_pools(load())
+        stages.pools_of(load())
     assert path.read_bytes() == before and not generator.asked and len(list(pools().iterdir())) == 1
 
 
@@ -179,13 +179,13 @@ def test_a_damaged_shard_is_left_to_its_writer_and_mended_by_the_notebook(genera
     for index in (1, 2):
         shards.make(load(), Shard(index, 3), ["decode"])
     path = pools() / "base-0.shard-1-of-3.jsonl"
-    path.write_bytes(path.read_bytes().replace(b'"codes":[[', b'"codes":[[7,', 1))
+    path.write_bytes(path.read_bytes().replace(b'"paths":["', b'"paths":["7', 1))
     before = path.read_bytes()
     shards.make(load(), Shard(3, 3), ["decode"])
     assert path.read_bytes() == before and "not read here" in capsys.readouterr().out
     assert not (pools() / "base-0.jsonl").exists()
     generator.asked.clear()
-    stages.base_pools(load())
+    stages.pools_of(load())
     assert generator.asked == [load().prompts[0].text]  # of two lines the other proves itself
     assert sorted((pools() / "base-0.jsonl").read_bytes().splitlines()) == sorted(one.splitlines())
 

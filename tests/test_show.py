@@ -23,5 +23,6 @@ def test_right_and_wrong_pictures_differ_in_colour_and_in_dashes():
 
 
 def test_the_calibration_error_of_an_overconfident_judge():
-    _, gap = show.reliability(np.full(10, 0.95), np.array([True] * 5 + [False] * 5))
-    assert abs(gap - 0.45) < 1e-9
+    half = np.array([True] * 5 + [False] * 5)
+    _, gaps = show.reliability({"orm": (np.full(10, 0.95), half), "prm": (np.full(10, 0.5), half)})
+    assert abs(gaps["orm"] - 0.45) < 1e-9 and gaps["prm"] < 1e-9

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_weights import write_everything, write_generator
 
-from cotlib import chain, hub, loaders, provenance, stages
+from cotlib import chain, hub, loaders, paths, provenance, stages
 from cotlib.config import PARTS, SCALES, check
 from cotlib.errors import DetectorError, ForeignError, IncompleteError, OutOfMemoryError
 from cotlib.run import load
@@ -75,7 +75,7 @@ def test_the_baseline_runs_from_prompt_to_table_on_published_folders(everything,
     assert not [name for name in measured if name.startswith(drawn_only)]
     assert {file.stem for file in (folder / "figures").iterdir()} == {"geneval_by_task", "film_strip", "gallery"}
     lines = (tmp_path / "showo/smoke/pools/base-0.jsonl").read_text().splitlines()
-    assert len(json.loads(lines[1])["codes"][0]) == 256
+    assert paths.unpack(json.loads(lines[1])["paths"][0]).shape == (2, 256)
 
 
 # --- The key ---

@@ -22,5 +22,9 @@ def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
         page = (outputs / name / "executed.html").read_text()
         assert 'src="http' not in page and 'href="http' not in page.replace('href="https://arxiv.org', "")
     names = {record["name"] for record in json.loads((outputs / "results.json").read_text())}
-    assert {f"geneval/base/{v}/overall" for v in ("none", "orm-zero-shot", "oracle")} <= names
+    assert {
+        f"geneval/base/{v}/overall" for v in ("none", "orm-zero-shot", "orm", "prm-zero-shot", "prm", "oracle")
+    } <= names
+    assert {"geneval/dpo/none/overall", "geneval/it-dpo/none/overall", "diversity/it-dpo/distinct"} <= names
+    assert {"ordering/orm > prm", "judge/prm/auc@step-1", "compute/prm/judge-calls"} <= names
     assert {"evaluator/agreement", "evaluator/false-correct", "speed/decode", "tokenizer/psnr"} <= names

@@ -26,14 +26,22 @@ from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from ..geneval import NATURAL
-from ..judge import PRESENCE_AFTER, PRESENCE_BEFORE, Judge, judge_tokenizer, outcome_question, pocket_judge_config
-from ..prompts import CLASSES, COLORS, geneval_prompts, with_article
+from ..judge import (
+    PRESENCE_AFTER,
+    PRESENCE_BEFORE,
+    Judge,
+    judge_tokenizer,
+    outcome_question,
+    pocket_judge_config,
+    process_question,
+)
+from ..prompts import CLASSES, COLORS, TASKS, geneval_prompts, with_article
 from ..provenance import machine
 from ..seeds import sample_seed
 from ..showo import Showo, ShowoConfig
 from ..stats import auc
 from ..store import atomic_write
-from ..words import build_tokenizer, split
+from ..words import build_tokenizer
 from . import world
 from .checks import agreement, damaged, mixed_cases, pictures, verdicts_on, violating_cases
 from .detector import PALETTE, PLACES, SIDES, PocketDetector, PocketEvaluator
@@ -291,11 +299,14 @@ def dense_loss(judge: Judge, image_tokens: torch.Tensor, batch: list[world.Scene
 
 
 def questions_about(scene: world.Scene, rng: np.random.Generator, n: int) -> tuple[list[str], list[int]]:
-    """n yes/no questions about a scene: short ones about presence, whole prompts, prompts wrong in one clause."""
+    """n yes/no questions about a scene: short ones about presence, whole prompts, prompts wrong in one clause.
+
+    Prompts are asked about in the words of the outcome question and, every third, in those of the process question.
+    """
     asked, answers = [], []
     while len(asked) < n:
         yes, kind = rng.random() < 0.5, rng.random()
-        if kind < 0.3:
+        if kind < 0.2:
             present = [t.cls for t in scene.things]
             cls = present[rng.integers(len(present))] if yes else CLASSES[rng.integers(80)]
             asked.append(f"{PRESENCE_BEFORE} {with_article(cls)} {PRESENCE_AFTER}")
@@ -305,13 +316,15 @@ def questions_about(scene: world.Scene, rng: np.random.Generator, n: int) -> tup
         if scene.kind == "single":
             text = text.replace(world.OPENING, world.OTHER_OPENING)
         if unseen(text, scene):
-            asked.append(outcome_question(text))
+            asked.append(process_question(text) if kind > 0.73 else outcome_question(text))
             answers.append(int(yes))
     return asked, answers
 
 
-def train_judge(minutes: float, folder: Path, seed: int = 0, batch_size: int = 32, n_questions: int = 12) -> Judge:
-    """The eye first (dense labels only, a fifth of the budget), then questions; dense labels stay as a second loss."""
+def train_judge(
+    minutes: float, folder: Path, seed: int = 0, batch_size: int = 32, n_questions: int = 12, eye: float = 0.1
+) -> Judge:
+    """The eye first (dense labels only, a share `eye` of the budget), then questions; dense labels stay in the loss."""
     words = judge_tokenizer()
     torch.manual_seed(seed)  # initial weights
     judge = Judge(LlavaOnevisionForConditionalGeneration(pocket_judge_config(words)), words)
@@ -322,15 +335,17 @@ def train_judge(minutes: float, folder: Path, seed: int = 0, batch_size: int = 3
 
     def step(i: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(sample_seed(seed, "questions", i, "judge"))
-        batch = scenes(world.CLEAN, seed, "judge", i * batch_size, batch_size)
+        batch = scenes(world.EXAM, seed, "judge", i * batch_size, batch_size)
+        images = to_pixels(pictures(batch))
+        if loop.seconds < eye * 60 * minutes:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                dense = dense_loss(judge, judge.look(images), batch)
+            return {"loss": dense, "dense": dense.detach()}
+        rows, answers = zip(*(questions_about(scene, rng, n_questions) for scene in batch), strict=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            tokens = judge.look(to_pixels(pictures(batch)))
+            logits, tokens = judge.read(judge.batch(images, rows), n_questions)
             dense = dense_loss(judge, tokens, batch)
-            if loop.seconds < 0.2 * 60 * minutes:
-                return {"loss": dense, "dense": dense.detach()}
-            rows, answers = zip(*(questions_about(scene, rng, n_questions) for scene in batch), strict=True)
-            logits = judge.answer_logits(tokens, [[split(words, q) for q in row] for row in rows])
-        target = torch.tensor(answers)
+        target = torch.where(torch.tensor(answers) > 0, judge.yes[0], judge.no[0])
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
         right = (logits.argmax(-1) == target).float()
         return {"loss": loss + 0.3 * dense, "dense": dense.detach(), "verdict": loss.detach(), "accuracy": right.mean()}
@@ -351,7 +366,10 @@ def look_up_own_word(judge: Judge) -> None:
 
 
 def check_judge(judge: Judge, seed: int = 0) -> dict[str, float]:
-    """AUC on held-out clean scenes of the 553 prompts: asked their own prompt, and one with one clause changed."""
+    """AUC on held-out clean scenes of the 553 prompts: asked their own prompt, and one with one clause changed.
+
+    By task as well: a judge that tells objects apart but not their number has 1.0 and 0.5.
+    """
     prompts = geneval_prompts()
     true = [world.scene_of(p, sample_seed(seed, p.id, 0, "true")) for p in prompts]
     images = pictures(true)
@@ -359,7 +377,13 @@ def check_judge(judge: Judge, seed: int = 0) -> dict[str, float]:
     wrong = [world.misdescribe(scene, rng) for scene in true]
     yes = judge.p_yes(images, [outcome_question(p.text) for p in prompts])
     no = judge.p_yes(images, [outcome_question(text) for text in wrong])
-    return {"auc_clean": auc([*yes, *no], [True] * len(yes) + [False] * len(no)), "questions": len(yes) + len(no)}
+
+    def separated(which: np.ndarray) -> float:
+        return auc([*yes[which], *no[which]], [True] * int(which.sum()) + [False] * int(which.sum()))
+
+    tasks = np.array([p.task for p in prompts])
+    by_task = {f"auc_{task}": separated(tasks == task) for task in TASKS}
+    return {"auc_clean": separated(tasks != ""), **by_task, "questions": 2 * len(prompts)}
 
 
 PARTS: dict[str, tuple[Callable, Callable]] = {
@@ -430,5 +454,5 @@ DATA = {
     "tokenizer": "crowded pictures of the pocket world (`pretrain.crowded_scene`); checked on captioned scenes",
     "detector": "scenes of `world.CLEAN`, a third with a half-built object, half through the tokenizer, noise and blur",
     "generator": "scenes of `world.WEB` with captions that are sometimes wrong, 10 % dropped; none of the 553 prompts",
-    "judge": "clean rendered scenes of `world.CLEAN`, never a generated picture; none of the 553 prompts",
+    "judge": "clean rendered scenes of `world.EXAM`, never a generated picture; none of the 553 prompts",
 }

@@ -13,13 +13,14 @@ because "a photo of a dog" is a prompt of the evaluation for each of the 80 clas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..geneval import relative_position
 from ..prompts import CLASSES, COLORS, NUMBER_WORDS, RELATIONS, Prompt, plural, with_article
 
 CELL = 12  # px
@@ -113,6 +114,9 @@ CLEAN = Mixture(
     noise_relation=0.0,
     noise_binding=0.0,
     noise_count=0.0,
+)
+EXAM = replace(  # for the judge: more of what is hard to see
+    CLEAN, single=0.04, two=0.12, counting=0.27, colors=0.06, position=0.27, attributes=0.18, company=0.06
 )
 
 
@@ -324,10 +328,10 @@ def misdescribe(scene: Scene, rng: np.random.Generator) -> str:
     present = {cls for cls, _ in truth}
     tinted = [i for i, (_, color) in enumerate(truth) if color]
     choice = rng.random()
-    if _is_counting(truth) and choice < 0.6:
+    if _is_counting(truth) and choice < 0.8:
         wrong = _other(rng, (2, 3, 4), (len(truth),))
         return f"{OPENING} {NUMBER_WORDS[wrong]} {plural(truth[0][0])}"
-    if scene.kind == "position" and choice < 0.5:
+    if scene.kind == "position" and choice < 0.75:
         return f"{OPENING} {_relate(scene, truth, rng, lie=True)}"
     said = list(truth)
     if len(tinted) == 2 and len(truth) == 2 and choice < 0.25 and truth[0][1] != truth[1][1]:
@@ -363,6 +367,7 @@ def _say(scene: Scene, things: list[tuple[str, str | None]], rng: np.random.Gene
 def _relate(scene: Scene, things: list[tuple[str, str | None]], rng: np.random.Generator, lie: bool) -> str:
     a, b = scene.things
     dx, dy = a.column - b.column, a.row - b.row
-    true = next(r for r in RELATIONS if _holds(r, dx, dy))
-    opposite = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))[true]
-    return f"{_noun(*things[0])} {opposite if lie else true} {_noun(*things[1])}"
+    said = next(r for r in RELATIONS if _holds(r, dx, dy))
+    if lie:
+        said = _other(rng, RELATIONS, (said, *relative_position(a.box, b.box)))
+    return f"{_noun(*things[0])} {said} {_noun(*things[1])}"

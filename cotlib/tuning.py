@@ -1,0 +1,126 @@
+"""Fine-tuning a judge on yes/no answers with TRL's SFTTrainer: one code path for the pocket judge and for 7B.
+
+The collator makes the inputs that the judge itself reads (`Judge.batch`), several questions packed beside one picture,
+and labels only the answers; the trainer's own loss, logging and low-rank adapters stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from .judge import Judge
+from .progress import progress
+from .search import Paint
+
+# What the adapters of a 7B judge change: the projections of the language model. The eye and the projector stay.
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    epochs: float = 3.0
+    batch_size: int = 32  # pictures
+    learning_rate: float = 3e-4
+    lora_rank: int | None = None  # None: every weight is trained
+    seed: int = 0  # of the order of the data
+
+    def __post_init__(self) -> None:
+        if not (self.epochs > 0 and self.batch_size > 0 and self.learning_rate > 0):
+            raise ValueError(f"epochs, batch_size and learning_rate must be positive, got {self}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, or None to train every weight, got {self.lora_rank}")
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Rows {"codes", "questions", "answers"} to the inputs of the judge's model; pictures are painted on demand."""
+
+    judge: Judge
+    paint: Paint
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = self.paint(torch.tensor([row["codes"] for row in rows]))
+        return self.judge.batch(images, [row["questions"] for row in rows], [row["answers"] for row in rows])
+
+
+class AnswerTrainer(SFTTrainer):
+    """SFTTrainer over rows that a collator makes into inputs: there is no text to prepare beforehand."""
+
+    def _prepare_dataset(self, dataset, *args, **kwargs):
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["codes", "questions", "answers"]
+
+
+class Advance(TrainerCallback):
+    """Tells a progress of every step of the optimizer."""
+
+    def __init__(self, advance: Callable[[int], None]):
+        self.advance = advance
+
+    def on_step_end(self, *args, **kwargs):
+        self.advance(1)
+
+
+def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, folder: Path) -> list[dict[str, float]]:
+    """Train the judge in place; returns the log, one record {"step", "loss", "mean_token_accuracy", ...} a while.
+
+    The global random state is as before afterwards. folder: where the trainer may write. Raises ValueError for no data.
+    """
+    if not len(data):
+        raise ValueError("no examples to learn from")
+    n_steps = int(np.ceil(len(data) / options.batch_size) * options.epochs)
+    settings = SFTConfig(
+        output_dir=str(folder),
+        max_steps=n_steps,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, n_steps // 20),
+        max_length=None,
+        bf16=True,
+        activation_checkpointing=options.lora_rank is not None,
+        logging_steps=max(1, n_steps // 25),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=judge.model.device.type == "cpu",
+        disable_tqdm=True,
+        seed=options.seed,
+        dataloader_drop_last=len(data) >= options.batch_size,
+    )
+    with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
+        trainer = AnswerTrainer(
+            model=judge.model,
+            args=settings,
+            processing_class=judge.tokenizer,
+            data_collator=Collator(judge, paint),
+            train_dataset=data,
+            peft_config=lora(options.lora_rank, LORA_TARGETS),
+            callbacks=[Advance(advance)],
+        )
+        trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
+        trainer.train()
+    if options.lora_rank is not None:
+        judge.model = trainer.model.merge_and_unload()
+    judge.model.eval()
+    return [record for record in trainer.state.log_history if "loss" in record]
+
+
+def lora(rank: int | None, targets: str):
+    """The configuration of low-rank adapters of these modules (a regular expression); None for no rank."""
+    if rank is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")

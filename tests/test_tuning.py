@@ -1,0 +1,134 @@
+"""Fine-tuning a tiny judge with TRL, whole and with low-rank adapters; trained models on disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from test_judge import judge, official, pictures  # noqa: F401
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from cotlib import models
+from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
+from cotlib.tuning import Collator, TuneOptions, fine_tune
+
+ASKED = outcome_question("a photo of a dog")
+
+
+def paint_of(size):
+    """A code is a grey level."""
+
+    def paint(codes):
+        return np.broadcast_to(codes.numpy().astype(np.uint8)[:, :1, None, None], (len(codes), size, size, 3)).copy()
+
+    return paint
+
+
+def rows(n=64):
+    """Bright pictures are dogs, dark ones are not."""
+    bright = [i % 2 == 0 for i in range(n)]
+    answers = [["yes" if b else "no"] for b in bright]
+    codes = [[230 - i % 20 if b else 20 + i % 20] for i, b in enumerate(bright)]
+    return Dataset.from_dict({"task": ["x"] * n, "codes": codes, "questions": [[ASKED]] * n, "answers": answers})
+
+
+def fresh(width=32):
+    torch.manual_seed(0)
+    words = judge_tokenizer()
+    return Judge(LlavaOnevisionForConditionalGeneration(pocket_judge_config(words, width, 1)).eval(), words)
+
+
+def scores(judge, size=96):  # noqa: F811
+    images = paint_of(size)(torch.tensor([[225], [25]]))
+    return judge.p_yes(images, [ASKED] * 2)
+
+
+def test_the_judge_learns_what_the_examples_say_and_training_is_repeatable(tmp_path):
+    options = TuneOptions(epochs=8, batch_size=16, learning_rate=1e-2)
+    learned = [fresh(), fresh()]
+    before = torch.get_rng_state()
+    logs = [fine_tune(j, rows(), paint_of(96), options, tmp_path) for j in learned]
+    assert torch.equal(before, torch.get_rng_state())
+    right = scores(learned[0])
+    assert (right > 0.5).tolist() == [True, False]
+    assert logs[0][-1]["loss"] < 0.5 * logs[0][0]["loss"] and logs[0][-1]["mean_token_accuracy"] > 0.9
+    assert np.array_equal(right, scores(learned[1])) and not learned[0].model.training
+
+
+def test_the_same_code_adapts_the_official_layout_and_it_reloads(official, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("cotlib.judge.LEAST_MASS", 0.0)
+    tuned = Judge.from_pretrained(official)
+    before, frozen = scores(tuned, 28), tuned.model.model.vision_tower.state_dict()
+    frozen = {k: v.clone() for k, v in frozen.items()}
+    log = fine_tune(tuned, rows(32), paint_of(28), TuneOptions(4, 8, 3e-3, lora_rank=4), tmp_path / "run")
+    after = scores(tuned, 28)
+    assert log[-1]["loss"] < log[0]["loss"] and np.abs(after - before).max() > 1e-3
+    assert all(torch.equal(v, frozen[k]) for k, v in tuned.model.model.vision_tower.state_dict().items())
+    tuned.save_pretrained(tmp_path / "saved")
+    assert np.allclose(scores(Judge.from_pretrained(tmp_path / "saved"), 28), after, atol=1e-6)
+
+
+def test_the_collator_paints_codes_and_labels_answers(judge):  # noqa: F811
+    inputs = Collator(judge, paint_of(96))([rows(2)[i] for i in range(2)])
+    assert inputs["pixel_values"].shape == (2, 3, 96, 96) and (inputs["labels"] != -100).sum() == 2
+    assert inputs["pixel_values"][0].mean() > 0.5 > inputs["pixel_values"][1].mean()
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}, {"lora_rank": 0}])
+def test_options_that_train_nothing_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        TuneOptions(**bad)
+
+
+def test_no_examples_are_refused(judge, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="no examples"):
+        fine_tune(judge, rows(2).select([]), paint_of(96), TuneOptions(), tmp_path)
+
+
+# --- Models on disk ---
+
+
+class Trains:
+    """Writes a file and counts how often it was asked to."""
+
+    def __init__(self, fails=False):
+        self.n, self.fails = 0, fails
+
+    def __call__(self, folder):
+        self.n += 1
+        (folder / "weights").write_text("w")
+        if self.fails:
+            raise KeyboardInterrupt
+        return {"seconds": 1.0}
+
+
+def test_a_model_is_trained_once_and_found_again_by_what_it_depends_on(tmp_path):
+    train = Trains()
+    first = models.trained(tmp_path, "orm", {"a": 1}, train)
+    assert models.trained(tmp_path, "orm", {"a": 1}, train) == first and train.n == 1
+    assert models.trained(tmp_path, "orm", {"a": 2}, train) != first and train.n == 2
+    assert models.notes(first) == {"seconds": 1.0}
+
+
+def test_an_interrupted_training_counts_for_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        models.trained(tmp_path, "orm", {}, Trains(fails=True))
+    train = Trains()
+    models.trained(tmp_path, "orm", {}, train)
+    assert train.n == 1
+
+
+@pytest.mark.parametrize("harm", ["weights changed", "weights gone", "manifest torn", "manifest of another kind"])
+def test_a_damaged_model_is_set_aside_and_trained_again(tmp_path, harm, capsys):
+    train = Trains()
+    folder = models.trained(tmp_path, "orm", {}, train)
+    manifest = folder / models.MANIFEST
+    {
+        "weights changed": lambda: (folder / "weights").write_text("x"),
+        "weights gone": lambda: (folder / "weights").unlink(),
+        "manifest torn": lambda: manifest.write_text(manifest.read_text()[:-30]),
+        "manifest of another kind": lambda: manifest.write_text(json.dumps([1])),
+    }[harm]()
+    assert models.trained(tmp_path, "orm", {}, train) == folder and train.n == 2
+    assert (tmp_path / f"{folder.name}.corrupt").is_dir() and "set aside" in capsys.readouterr().out
