@@ -2,8 +2,8 @@
 
 A shard lies beside the ledger that the notebooks read, under the same key: pools/base-0.shard-1-of-2.jsonl. Nobody
 waits for anybody. The process that finds every line there merges them; a notebook takes over what there is and makes
-what is missing. A process that was killed goes on from its own shard. No result depends on the number of processes,
-because a candidate has its own noise.
+what is missing. A process that was killed goes on from its own shard. No token depends on the number of processes,
+because a candidate has its own noise; a judge's scores may differ in their last bits, as in batches of another size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from . import stages, store
 from .config import suggest
 from .errors import CorruptError
+from .loaders import weights_folder
 from .prompts import Prompt
 from .run import Run
 
@@ -26,6 +27,7 @@ STAGES: dict[str, Callable[..., Any]] = {  # what is made of the pools; each wor
     "verdicts": stages.verdicts,
     "orm-zero-shot": stages.outcome_scores,
 }
+ALSO_READ = {"orm-zero-shot": ("judge",)}  # weights that a stage reads beyond those of 01_baseline
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,17 @@ class Shard:
 def this_process(shard: Shard) -> Shard:
     """The share of this process: all of `shard`, or a part of it if `accelerate launch` started several processes.
 
-    Each of those is given its own device, which is from then on what "cuda" means.
+    Each of those gets a device of its own, which is from then on what "cuda" means. The launcher's environment tells
+    rank and device. accelerate's PartialState would connect the processes as well, which nothing here needs: then one
+    that starts late fails because another has ended.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return shard
     import torch
-    from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    state.destroy_process_group()  # which would tie the processes together; nothing is sent
-    return shard.part(state.process_index, state.num_processes)
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
+    return shard.part(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 @dataclass
@@ -111,9 +114,12 @@ def check_stages(names: Sequence[str]) -> None:
 def make(run: Run, shard: Shard, names: Sequence[str]) -> None:
     """Bring this process's share of the pools, and of the named stages, up to date; merge what is complete.
 
-    ValueError for an unknown stage, before any compute; ForeignError if a shard belongs to another run.
+    Before any compute, ValueError for an unknown stage and IncompleteError for weights that are not there; ForeignError
+    if a shard belongs to another run.
     """
     check_stages(names)
+    for part in {part for name in names for part in ALSO_READ.get(name, ())}:
+        weights_folder(run.scale, part)
     if shard.count == 1:
         _make(run, names)
         return

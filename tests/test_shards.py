@@ -16,7 +16,7 @@ from test_decode import ToyGenerator
 import cotlib
 from cotlib import shards, stages, store
 from cotlib.__main__ import main
-from cotlib.errors import ForeignError
+from cotlib.errors import ForeignError, IncompleteError
 from cotlib.geneval import Verdict
 from cotlib.shards import Shard
 
@@ -74,6 +74,20 @@ def test_shares_cover_every_prompt_once(count):
 def test_the_processes_of_one_job_of_an_array_share_its_share():
     parts = [Shard(i, 2).part(rank, 3) for i in (1, 2) for rank in range(3)]
     assert parts == [Shard(i, 6) for i in range(1, 7)]
+
+
+def test_a_launched_process_takes_its_part_and_its_device_and_connects_to_none(monkeypatch):
+    """The last of five processes, the fourth on a machine with two devices."""
+    for name, value in {"RANK": "4", "WORLD_SIZE": "5", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    assert shards.this_process(Shard()) == Shard(5, 5) and shards.this_process(Shard(2, 2)) == Shard(10, 10)
+    assert chosen == [1, 1] and not torch.distributed.is_initialized()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert shards.this_process(Shard(2, 3)) == Shard(2, 3)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "1/0", "a/b", "-1/2", "1/2/3", ""])
@@ -226,6 +240,18 @@ def test_a_process_that_was_killed_goes_on_from_its_own_shard(generator, tmp_pat
     assert sorted(store.Ledger.existing(path).by_prompt()) == sorted(p.id for p in mine)
 
 
+def test_weights_that_a_stage_lacks_are_told_before_anything_is_decoded(generator, monkeypatch):
+    def lacks(scale, part):
+        raise IncompleteError(f"no {part} here")
+
+    monkeypatch.setattr(shards, "weights_folder", lacks)
+    with pytest.raises(IncompleteError, match="no judge here"):
+        shards.make(load(), Shard(1, 2), ["decode", "orm-zero-shot"])
+    assert not generator.asked
+    shards.make(load(), Shard(1, 2), ["decode"])
+    assert generator.asked
+
+
 # --- Verdicts and scores ---
 
 
@@ -265,7 +291,8 @@ def test_two_processes_of_accelerate_leave_the_ledgers_of_one(tmp_path):
     """
     alone = [sys.executable, "-m", "cotlib", "pool"]
     launch = "accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
-    together = [sys.executable, "-m", *launch.split(), "--num_processes", "2", "-m", "cotlib", "pool"]
+    together = [sys.executable, "-m", *launch.split(), "--num_processes", "2", "--main_process_port", "0"]
+    together += ["-m", "cotlib", "pool"]
     made = {}
     for name, command in (("one", alone), ("two", together)):
         environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
