@@ -143,7 +143,7 @@ def _task_axes(fig: Figure, ax: plt.Axes, columns: Sequence[str]) -> Figure:
 
 def n_curve(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     """Overall against N for each verifier {verifier: {n: Estimate}}, band = 95 % interval; paper's N=20 as diamonds."""
-    fig, ax = plt.subplots(figsize=(6.4, 4))
+    fig, ax = plt.subplots(figsize=(7.6, 4))
     for verifier, curve in curves.items():
         color, marker, dash, label = METHODS[verifier]
         ns = sorted(curve)
@@ -155,7 +155,7 @@ def n_curve(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     n = next(iter(next(iter(curves.values())).values())).n
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="N, candidates per image", ylabel="GenEval overall", title=f"n = {n} prompts, band: 95 % interval")
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     fig.tight_layout()
     return fig
 
