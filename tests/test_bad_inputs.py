@@ -15,7 +15,7 @@ from test_decode import ToyGenerator
 from test_rerun import finished, outputs, project  # noqa: F401  (fixtures)
 
 import cotlib
-from cotlib import chain, search, store
+from cotlib import chain, paths, search, store
 from cotlib.__main__ import main
 from cotlib.config import NOTEBOOKS, PARAMETERS, check
 from cotlib.decode import DecodeOptions, decode, final
@@ -494,7 +494,8 @@ class TestExport:
     def pools(self, tmp_path):
         for image in (0, 1):
             ledger = Ledger(tmp_path / "pools" / f"base-{image}.jsonl", "k")
-            ledger.append({"prompt": "00000", "codes": [[1], [2], [3 + image]][: 3 - image]})
+            ends = [paths.pack(np.array([[code]])) for code in (1, 2, 3)[: 3 - image]]
+            ledger.append({"prompt": "00000", "paths": ends})
         return tmp_path / "pools"
 
     @pytest.mark.parametrize("generator", ["dpo", "", "base-0", "BASE", ".*"])
@@ -512,7 +513,7 @@ class TestExport:
 
     def test_a_damaged_pool_is_not_exported_and_not_changed(self, pools, tmp_path):
         path = pools / "base-1.jsonl"
-        path.write_bytes(path.read_bytes().replace(b"[1]", b"[7]"))
+        path.write_bytes(path.read_bytes().replace(b"1:", b"7:", 1))
         damaged = path.read_bytes()
         with pytest.raises(CorruptError) as error:
             export_pools(pools_of(pools, "base"), tmp_path / "out", 1, lambda codes: codes)

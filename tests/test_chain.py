@@ -176,7 +176,8 @@ class TestFailures:
         command = [sys.executable, "-m", "cotlib", "run", "01_baseline", "--effort", "smoke"]
         environment = {**os.environ, "PYTHONPATH": str(provenance.PACKAGE.parent)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        running = subprocess.Popen(command, cwd=project, env=environment, **pipes)
+        heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  a job of `&` ignores it
+        running = subprocess.Popen(command, cwd=project, env=environment, preexec_fn=heard, **pipes)
         assert any("asleep" in line for line in running.stdout)
         kernels = psutil.Process(running.pid).children(recursive=True)
         running.send_signal(number)

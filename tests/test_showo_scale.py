@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fake_weights import write_everything, write_generator
+from test_judge import official  # noqa: F401  (fixture)
 
 from cotlib import chain, hub, loaders, paths, provenance, stages
 from cotlib.config import PARTS, SCALES, check
@@ -233,9 +236,12 @@ def assert_four(images, prompts) -> None:
     assert images.shape == (4, 256, 256, 3) and len(prompts) == 4
 
 
-def test_the_judge_of_photographs_is_refused_by_name(weights):
-    with pytest.raises(ValueError, match="scale 'showo' has no loader of a judge yet"):
+def test_the_judge_of_photographs_is_asked_for_by_name_and_read_as_published(weights, official):  # noqa: F811
+    with pytest.raises(IncompleteError, match="no judge weights.*hf download llava-hf/llava-onevision-qwen2-7b-ov-hf"):
         loaders.load_judge(SHOWO)
+    shutil.copytree(official, weights / "judge")
+    judge = loaders.load_judge(SHOWO)
+    assert judge.image_size == 28 and judge.say(np.zeros((1, 256, 256, 3), np.uint8), ["yes?"], 2)
 
 
 def test_a_canary_that_fails_scores_nothing(weights, monkeypatch):
