@@ -79,7 +79,7 @@ EFFORTS = {
         n_pairs=2,
         align_epochs=1,
         n_aligned_candidates=4,
-        n_train_seeds=1,
+        n_train_seeds=2,
         watermark=True,
     ),
     "quick": Effort(

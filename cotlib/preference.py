@@ -251,8 +251,8 @@ def align(
 ) -> Aligned:
     """Train the generator in place on preference pairs; it is its own reference unless another is given.
 
-    A training that was killed goes on from its last checkpoint under `folder`, with the same batches and masks. The
-    global random state is as before afterwards.
+    A training that was killed goes on from its last checkpoint under `folder`, with the same batches and masks.
+    torch's global random state is as before afterwards.
     Raises ValueError for no pairs, ForeignError for a reference or pairs of another vocabulary, CotlibError for a loss
     that is not finite.
     """

@@ -331,14 +331,14 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
 def accuracy_of_seed(run: Run, name: str, seed: int, n_candidates: int) -> dict[str, float]:
     """Accuracy by prompt of the same alignment with another training seed; every candidate of one pool counts."""
     model = aligned(run, name, seed=seed)
-    made_by = {"n_candidates": n_candidates, "image": 0, **asdict(decode_options(run)), "generator": model.key}
+    made_by = {"n_candidates": n_candidates, **asdict(decode_options(run)), "generator": model.key}
     pool = decode_pool(
         load_generator(run.scale, model.folder),
         run.prompts,
         n_candidates,
         run.seed,
         decode_options(run),
-        run.ledger(f"{name}-seed-{seed}-0", **made_by),
+        run.ledger(f"{name}-seed-{seed}-0", image=0, **made_by),
         batch_size=run.params["batch_size"],
     )
     return mean_of(run, [correct_of(row) for row in verdicts(run, Pools(f"{name}-seed-{seed}", [pool], made_by))])
@@ -369,7 +369,6 @@ def diversity(run: Run, pool: Pool, n_candidates: int, places: int = 3) -> pd.Da
 class Climbed:
     """What step-wise best-of-n chose for each prompt, and what it saw on the way (see `search.stepwise`)."""
 
-    n: int
     codes: Mapping[str, torch.Tensor]  # int64 [L]
     correct: Mapping[str, bool]
     scores: Mapping[str, list]  # [T][n]
@@ -377,7 +376,9 @@ class Climbed:
 
 
 def climb(run: Run, verifier: str, n: int) -> list[Climbed]:
-    """Step-wise best-of-n with a process verifier, for each image of a prompt."""
+    """Step-wise best-of-n with a process verifier, for each image of a prompt. Raises ValueError for another one."""
+    if not named(verifier).every_step:
+        raise ValueError(f"{verifier} looks at finished pictures only; climb with prm-zero-shot or prm")
     score, identity = _verifier_score(run, named(verifier))
     made_by = {"n": n, **_made_by(run), **identity}
     paint, searched = load_tokenizer(run.scale).decode, []
@@ -400,7 +401,6 @@ def climb(run: Run, verifier: str, n: int) -> list[Climbed]:
         judged = score_pool(run.prompts, codes, paint, _verdict_score(run), ledger, "verdicts")
         searched.append(
             Climbed(
-                n,
                 {id: rows[0] for id, rows in codes.items()},
                 {id: row[0]["correct"] for id, row in judged.items()},
                 {id: record["scores"] for id, record in found.items()},
@@ -512,10 +512,15 @@ class Choice:
 
 
 def disagreements(run: Run, correct: Mapping[str, list[bool]], scores: Mapping[str, Sequence[float]]) -> list[Choice]:
-    """The judge's favourite of each prompt, those that it rates most unlike the evaluator first."""
+    """The judge's favourite of each prompt, those that it rates most unlike the evaluator first.
+
+    A prompt without a scored candidate has no favourite and is left out.
+    """
     choices = []
     for p in run.prompts:
         k = best_of_n(scores[p.id], len(scores[p.id]))
+        if scores[p.id][k] is None:
+            continue
         choices.append(Choice(p, k, float(scores[p.id][k]), bool(correct[p.id][k])))
     # Wrong and sure first (-1 .. 0), then right, the sure ones before the unsure (0 .. 1).
     return sorted(choices, key=lambda c: 1 - c.p_yes if c.correct else -c.p_yes)

@@ -75,7 +75,8 @@ class Advance(TrainerCallback):
 def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, folder: Path) -> list[dict[str, float]]:
     """Train the judge in place; returns the log, one record {"step", "loss", "mean_token_accuracy", ...} a while.
 
-    The global random state is as before afterwards. folder: where the trainer may write. Raises ValueError for no data.
+    torch's global random state is as before afterwards. folder: where the trainer may write.
+    Raises ValueError for no data.
     """
     if not len(data):
         raise ValueError("no examples to learn from")
