@@ -42,7 +42,7 @@ def generator(monkeypatch, tmp_path):
     monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     toy = Counting()
-    monkeypatch.setattr(stages, "load_generator", lambda *_: toy)
+    monkeypatch.setattr(stages.pools, "load_generator", lambda *_: toy)
     return toy
 
 
@@ -214,7 +214,7 @@ class Slow(Counting):
         time.sleep(0.05)
         return super().hidden_after(*a)
 
-stages.load_generator = lambda *_: Slow()
+stages.pools.load_generator = lambda *_: Slow()
 shards.make(load(n_prompts_per_task=20, batch_size=1), shards.Shard(1, 2), ["decode"])
 """
 
@@ -257,9 +257,9 @@ def test_weights_that_a_stage_lacks_are_told_before_anything_is_decoded(generato
 
 def test_every_stage_of_three_processes_is_that_of_one(generator, monkeypatch, tmp_path):
     """A picture is its codes here; the evaluator and the judge look at it and at the prompt."""
-    monkeypatch.setattr(stages, "load_tokenizer", lambda _: SimpleNamespace(decode=lambda codes: codes.numpy()))
-    monkeypatch.setattr(stages, "trusted_evaluator", lambda _: ToyEvaluator())
-    monkeypatch.setattr(stages, "load_judge", lambda *_: ToyJudge())
+    monkeypatch.setattr(stages.pools, "load_tokenizer", lambda _: SimpleNamespace(decode=lambda codes: codes.numpy()))
+    monkeypatch.setattr(stages.pools, "trusted_evaluator", lambda _: ToyEvaluator())
+    monkeypatch.setattr(stages.judges, "load_judge", lambda *_: ToyJudge())
     ledgers = {}
     for place, count in (("one", 1), ("three", 3)):
         monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / place))

@@ -1,0 +1,27 @@
+"""What several notebooks need of one run, each part made once.
+
+Each stage is kept in a ledger under `pools/`, keyed by the weights and options it depends on, one line per prompt; a
+notebook that finds it there reads it, one that does not makes it. Fine-tuned judges and aligned generators lie under
+`models/`. Each module needs those before it only: sources, data, judges, generators, pools, measures.
+"""
+
+from .data import Ranking, ranking_data, rolled_out
+from .generators import AlignedGenerator, aligned, preference_options, source
+from .judges import Tuned, outcome_judge, process_judge, verifier_score
+from .measures import (
+    Choice,
+    accuracy_of_seed,
+    answers,
+    auc_by_task,
+    chosen,
+    climbed_accuracy,
+    correct_of,
+    disagreements,
+    diversity,
+    estimates,
+    mean_of,
+    measure_speed,
+    record_estimates,
+)
+from .pools import Climbed, Pools, climb, outcome_scores, pools_of, process_scores, verdicts
+from .sources import Source, base, decode_options, weights_digest, without

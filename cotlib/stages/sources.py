@@ -1,0 +1,47 @@
+"""Where candidates come from: a generator, its weights on disk and everything its pictures depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import hub, store
+from ..decode import DecodeOptions
+from ..loaders import weights_folder
+from ..run import Run
+
+ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where weights do not ship with the package
+
+
+def weights_digest(run: Run, *parts: str) -> dict[str, str | None]:
+    """The first 12 hex digits of each part's weights."""
+    if not run.scale.offline:
+        return hub.digests(run.scale, [read for part in parts for read in (part, *ALSO_READ.get(part, ()))])
+    files = {part: sorted(weights_folder(run.scale, part).glob("*.safetensors")) for part in parts}
+    return {part: store.digest([store.sha256(file) for file in found])[:12] for part, found in files.items()}
+
+
+def decode_options(run: Run) -> DecodeOptions:
+    return DecodeOptions(
+        steps=run.params["steps"], guidance=run.params["guidance"], temperature=run.params["temperature"]
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """A generator: its name, where its weights lie (None: those of the scale), what a path of it depends on."""
+
+    name: str
+    folder: Path | None
+    made_by: Mapping[str, Any]
+
+
+def base(run: Run) -> Source:
+    """The generator as it comes."""
+    return Source("base", None, {**asdict(decode_options(run)), **weights_digest(run, "generator")})
+
+
+def without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
