@@ -61,7 +61,9 @@ POTENTIAL = (
     "or no with no explanation.(yes or no in lowercase and no full point)"
 )
 REFLECT_AFTER = ". Does this image accurately represent the prompt? If not, what is wrong?"  # ours: never published
-PRESENCE_BEFORE, PRESENCE_AFTER = "Is there", "in the image?"  # a short question, for training and for teaching
+# Short questions, for training and for teaching: "How many dogs are in the image?"
+PRESENCE, COUNT, COLOR, WHERE = "Is there", "How many", "What color is", "Where is"
+RELATIVE_TO, IN_IMAGE, ARE_IN_IMAGE = "relative to", "in the image?", "are in the image?"
 FRAMES = (ORM_BEFORE, ORM_AFTER, PRM_BEFORE, PRM_AFTER, CLARITY_BEFORE, CLARITY_AFTER, POTENTIAL, REFLECT_AFTER)
 
 IMAGE, USER, ASSISTANT = "<image>", "<|user|>", "<|assistant|>"
@@ -104,7 +106,8 @@ def reflection_question(prompt: str) -> str:
 def judge_tokenizer() -> PreTrainedTokenizerFast:
     """Words of the questions, and of reasons such as "expected 3 dogs, found 2"."""
     reasons = ("expected", "found", "none", "at most", "too close to tell", "it", "them", "no such", ",", "natural")
-    phrases = (*FRAMES, PRESENCE_BEFORE, PRESENCE_AFTER, "yes", "no", *reasons, *map(str, range(1, 17)))
+    short = (PRESENCE, COUNT, COLOR, WHERE, RELATIVE_TO, IN_IMAGE, ARE_IN_IMAGE)
+    phrases = (*FRAMES, *short, "yes", "no", *reasons, *map(str, range(1, 17)))
     tokenizer = build_tokenizer(phrases, SPECIALS)
     tokenizer.chat_template = POCKET_CHAT
     return tokenizer

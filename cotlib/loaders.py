@@ -186,4 +186,7 @@ def _judge(scale: Scale, folder: Path) -> Judge:
     from .judge import Judge
 
     where = "cpu" if scale.offline else device()
-    return Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)
+    judge = Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)
+    if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
+        judge.model.set_attn_implementation("eager")
+    return judge

@@ -16,8 +16,7 @@ of a dog".
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +26,22 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from ..geneval import NATURAL
 from ..judge import (
-    PRESENCE_AFTER,
-    PRESENCE_BEFORE,
     Judge,
     judge_tokenizer,
     outcome_question,
     pocket_judge_config,
-    process_question,
 )
-from ..prompts import CLASSES, COLORS, TASKS, geneval_prompts, with_article
+from ..prompts import CLASSES, COLORS, NUMBER_WORDS, TASKS, geneval_prompts
 from ..provenance import machine
 from ..seeds import sample_seed
 from ..showo import Showo, ShowoConfig
 from ..stats import auc
 from ..store import atomic_write
 from ..words import build_tokenizer
-from . import world
+from . import questions, world
 from .checks import agreement, damaged, mixed_cases, pictures, verdicts_on, violating_cases
 from .detector import PALETTE, PLACES, SIDES, PocketDetector, PocketEvaluator
+from .questions import unseen
 from .tokenizer import PocketTokenizer, psnr, to_pixels
 from .training import Budget, Loop, muon_and_adamw
 
@@ -55,17 +52,6 @@ NOTHING = len(CLASSES)  # the detector's class of a cell that no object covers
 def scenes(spec: world.Mixture, seed: int, stage: str, start: int, n: int) -> list[world.Scene]:
     """Scenes `start`..`start+n-1` of an endless series that depends on (seed, stage) only."""
     return [world.sample_scene(spec, sample_seed(seed, "scene", start + i, stage)) for i in range(n)]
-
-
-@cache
-def _evaluation_contents() -> frozenset[str]:
-    return frozenset(prompt.text.removeprefix(world.OPENING) for prompt in geneval_prompts())
-
-
-def unseen(caption: str, scene: world.Scene) -> bool:
-    """Whether training may read this caption of a scene: not one of the 553, nor what one of them says."""
-    content = caption.removeprefix(world.OPENING).removeprefix(world.OTHER_OPENING)
-    return content not in _evaluation_contents() or (scene.kind == "single" and caption.startswith(world.OTHER_OPENING))
 
 
 def load_vision() -> PocketTokenizer:
@@ -235,7 +221,12 @@ def damage(images: np.ndarray, vision: PocketTokenizer, rng: np.random.Generator
         wrong = torch.from_numpy(rng.random(codes.shape) < rng.choice([0.0, 0.0, 0.02], size=(len(codes), 1)))
         others = codes.flatten()[torch.from_numpy(rng.permutation(codes.numel()))].view_as(codes)
         out[through] = vision.decode(torch.where(wrong, others, codes))
-    out = out.astype(np.float32)
+    return blemished(out, rng)
+
+
+def blemished(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Noise and blur on uint8 [B, H, W, 3]."""
+    out = images.astype(np.float32)
     out += rng.choice([0, 4, 10, 16], size=(len(out), 1, 1, 1)) * rng.standard_normal(out.shape, np.float32)
     soft = np.flatnonzero(rng.random(len(out)) < 0.2)
     out[soft] = sum(np.roll(out[soft], shift, (1, 2)) for shift in ((0, 0), (1, 0), (0, 1), (1, 1))) / 4
@@ -280,45 +271,48 @@ def check_detector(model: PocketDetector, n: int = 5000) -> dict[str, float]:
 
 
 def dense_loss(judge: Judge, image_tokens: torch.Tensor, batch: list[world.Scene]) -> torch.Tensor:
-    """Every cell's image token should point at the words of what covers it: its class and its colour.
+    """What every cell's image token should say of the object that covers it, in the directions of words.
 
-    The words are rows of the tied embedding, so that a picture of a dog and the word "dog" share a direction.
+    It should point at the words of its class, of its colour and of the number of such objects, and lie where it lies:
+    from "left of" to "right of" as far as its middle is across the picture, from "above" to "below" as far down. The
+    words are rows of the tied embedding, so that a picture of a dog and the word "dog" share a direction.
     """
     words = judge.model.get_input_embeddings().weight
     cls, color, _ = cell_labels(batch)
-    ids = judge.tokenizer.convert_tokens_to_ids
-    nouns, hues = words[ids(list(CLASSES))], words[ids(list(PALETTE))]
-    nothing = words[[judge.tokenizer.unk_token_id]]
-    seen = F.normalize(image_tokens.float(), dim=-1)
-    scale = 16.0
-    class_logits = scale * seen @ F.normalize(torch.cat([nouns, nothing]), dim=-1).T
-    color_logits = scale * seen @ F.normalize(hues, dim=-1).T
-    return F.cross_entropy(class_logits.flatten(0, 1), cls.flatten()) + F.cross_entropy(
-        color_logits.flatten(0, 1), color.flatten(), ignore_index=-100
+    count, across, down = cell_facts(batch)
+    seen = F.normalize(image_tokens.float(), dim=-1).flatten(0, 1)
+
+    def directions(names: Sequence[str]) -> torch.Tensor:
+        return F.normalize(words[judge.tokenizer.convert_tokens_to_ids(list(names))], dim=-1)
+
+    def pointing(targets: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        return F.cross_entropy(16.0 * seen @ directions(names).T, targets.flatten(), ignore_index=-100)
+
+    def lying(places: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        along = 2.0 * seen @ (directions(names[1:]) - directions(names[:1])).T
+        at = places.flatten()
+        return F.mse_loss(along[:, 0][~at.isnan()], at[~at.isnan()])
+
+    return (
+        pointing(cls, (*CLASSES, judge.tokenizer.unk_token))
+        + pointing(color, PALETTE)
+        + pointing(count, NUMBER_WORDS[1:5])
+        + lying(across, ("left of", "right of"))
+        + lying(down, ("above", "below"))
     )
 
 
-def questions_about(scene: world.Scene, rng: np.random.Generator, n: int) -> tuple[list[str], list[int]]:
-    """n yes/no questions about a scene: short ones about presence, whole prompts, prompts wrong in one clause.
-
-    Prompts are asked about in the words of the outcome question and, every third, in those of the process question.
-    """
-    asked, answers = [], []
-    while len(asked) < n:
-        yes, kind = rng.random() < 0.5, rng.random()
-        if kind < 0.2:
-            present = [t.cls for t in scene.things]
-            cls = present[rng.integers(len(present))] if yes else CLASSES[rng.integers(80)]
-            asked.append(f"{PRESENCE_BEFORE} {with_article(cls)} {PRESENCE_AFTER}")
-            answers.append(int(cls in present))
-            continue
-        text = world.describe(scene, rng) if yes else world.misdescribe(scene, rng)
-        if scene.kind == "single":
-            text = text.replace(world.OPENING, world.OTHER_OPENING)
-        if unseen(text, scene):
-            asked.append(process_question(text) if kind > 0.73 else outcome_question(text))
-            answers.append(int(yes))
-    return asked, answers
+def cell_facts(batch: list[world.Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of the object that covers each cell: how many there are of its class, less one, int64 (-100: no object); where
+    its middle is, across and down, float in [-1, 1] (NaN: no object). Each [B, 8, 8]."""
+    shape = (len(batch), world.GRID, world.GRID)
+    count, across, down = torch.full(shape, -100), torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    for b, scene in enumerate(batch):
+        for t in scene.things:
+            block = (b, slice(t.row, t.row + t.cells), slice(t.column, t.column + t.cells))
+            count[block] = sum(other.cls == t.cls for other in scene.things) - 1
+            across[block], down[block] = ((at + t.cells / 2) / (world.GRID / 2) - 1 for at in (t.column, t.row))
+    return count, across, down
 
 
 def train_judge(
@@ -336,22 +330,34 @@ def train_judge(
     def step(i: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng(sample_seed(seed, "questions", i, "judge"))
         batch = scenes(world.EXAM, seed, "judge", i * batch_size, batch_size)
-        images = to_pixels(pictures(batch))
+        images = to_pixels(blemished(pictures(batch), rng))
         if loop.seconds < eye * 60 * minutes:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 dense = dense_loss(judge, judge.look(images), batch)
             return {"loss": dense, "dense": dense.detach()}
-        rows, answers = zip(*(questions_about(scene, rng, n_questions) for scene in batch), strict=True)
+        rows, answers = zip(*(questions.about(scene, rng, n_questions) for scene in batch), strict=True)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, tokens = judge.read(judge.batch(images, rows), n_questions)
             dense = dense_loss(judge, tokens, batch)
-        target = torch.where(torch.tensor(answers) > 0, judge.yes[0], judge.no[0])
+        target = torch.tensor([judge.tokenizer.convert_tokens_to_ids(list(row)) for row in answers])
         loss = F.cross_entropy(logits.flatten(0, 1), target.flatten())
-        right = (logits.argmax(-1) == target).float()
-        return {"loss": loss + 0.3 * dense, "dense": dense.detach(), "verdict": loss.detach(), "accuracy": right.mean()}
+        right = _right_by_kind(judge, logits, target, batch)
+        return {"loss": loss + 0.3 * dense, "dense": dense.detach(), "answer": loss.detach(), **right}
 
     loop.run(step)
     return judge
+
+
+def _right_by_kind(
+    judge: Judge, logits: torch.Tensor, target: torch.Tensor, batch: list[world.Scene]
+) -> dict[str, torch.Tensor]:
+    """Share of right answers: to all questions, to those for a fact, and yes or no about two kinds of scenes."""
+    right, closed = (logits.argmax(-1) == target).float(), torch.isin(target, torch.tensor(judge.yes + judge.no))
+    shares = {"accuracy": right.mean(), "facts": right[~closed].mean()}
+    for kind in ("counting", "position"):
+        mine = closed & torch.tensor([scene.kind == kind for scene in batch])[:, None]
+        shares[kind] = right[mine].mean() if mine.any() else torch.tensor(1.0)
+    return shares
 
 
 @torch.no_grad()
