@@ -53,6 +53,7 @@ class PreferenceOptions:
     mask_sharing: str = "shared"
     masks_per_pair: int = 1  # each a term of the loss of its own
     per_token: bool = False  # log-probabilities divided by the number of masked tokens
+    sft_weight: float = 0.0  # of the chosen picture's mean negative log-probability a token, added to the loss
     caption_dropout: float = 0.1
     lora_rank: int | None = None  # None: every weight is trained
     guidance: str = "none"
@@ -71,6 +72,8 @@ class PreferenceOptions:
         positive = ("epochs", "batch_size", "learning_rate", "beta", "masks_per_pair")
         if bad := [name for name in positive if not getattr(self, name) > 0]:
             raise ValueError(f"{', '.join(bad)} must be positive, got {self}")
+        if self.sft_weight < 0:
+            raise ValueError(f"sft_weight must be >= 0, got {self.sft_weight}")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout must lie in 0..1 and below 1, got {self.caption_dropout}")
         if self.guidance != "none" and self.n_guided_images < 2:
@@ -80,36 +83,42 @@ class PreferenceOptions:
 # --- Pairs ------------------------------------------------------------------------------------------------------
 
 
-def preference_pairs(pool: Pool, labels: Mapping[str, dict], seed: int, per_prompt: int = 1) -> list[dict[str, Any]]:
-    """Right and wrong pictures of the same prompt, drawn at random: {"task", "prompt", "chosen_codes",
+def preference_pairs(
+    pool: Pool, labels: Mapping[str, dict], seed: int, per_prompt: int = 1, neighbours: bool = True
+) -> list[dict[str, Any]]:
+    """Right and wrong pictures of the same text, drawn at random: {"source", "task", "prompt", "chosen_codes",
     "rejected_codes"}.
 
-    A prompt whose pictures are all right or all wrong has none; no picture is in two pairs. The paper takes one pair a
-    prompt. labels: as `ranking.label_pool` gives them.
+    A text whose pictures are all right or all wrong has none; of one text no picture is in two pairs. The paper takes
+    one pair a prompt. With `neighbours`, the pictures of a prompt are paired for the texts one clause away as well that
+    they were labelled for: a cat left of a dog is wrong for "a cat right of a dog", but what that text asks for is
+    often among its pictures. labels: as `ranking.label_pool` gives them; `source` is the id of the pictures' prompt.
     """
     pairs = []
     for prompt in pool.prompts:
-        right = np.array([row[0] for row in labels[prompt.id]["right"]])
-        rng = np.random.default_rng(sample_seed(seed, prompt.id, 0, "pairs"))
-        chosen, rejected = (rng.permutation(np.flatnonzero(right == kind))[:per_prompt] for kind in (True, False))
-        for a, b in zip(chosen, rejected, strict=False):
-            codes = pool.codes[prompt.id]
-            pairs.append(
+        label, codes = labels[prompt.id], pool.codes[prompt.id]
+        right = np.array(label["right"])
+        for q, text in enumerate(label["asked"] if neighbours else label["asked"][:1]):
+            rng = np.random.default_rng(sample_seed(seed, prompt.id, q, "pairs"))
+            chosen, rejected = (rng.permutation(np.flatnonzero(right[:, q] == kind))[:per_prompt] for kind in (1, 0))
+            pairs += [
                 {
+                    "source": prompt.id,
                     "task": prompt.task,
-                    "prompt": prompt.text,
+                    "prompt": text,
                     "chosen_codes": codes[a].tolist(),
                     "rejected_codes": codes[b].tolist(),
                 }
-            )
+                for a, b in zip(chosen, rejected, strict=False)
+            ]
     return pairs
 
 
 def split_pairs(pairs: Sequence[dict], held_out: float = 0.1) -> tuple[list[dict], list[dict]]:
-    """Training and held-out pairs; the pairs of a prompt stay together, every 1/`held_out`-th prompt is held out."""
-    prompts = list(dict.fromkeys(pair["prompt"] for pair in pairs))
-    apart = set(prompts[:: max(2, round(1 / held_out))]) if len(prompts) > 1 else set()
-    return [p for p in pairs if p["prompt"] not in apart], [p for p in pairs if p["prompt"] in apart]
+    """Training and held-out pairs; the pictures of a prompt stay together, every 1/`held_out`-th prompt is held out."""
+    sources = list(dict.fromkeys(pair["source"] for pair in pairs))
+    apart = set(sources[:: max(2, round(1 / held_out))]) if len(sources) > 1 else set()
+    return [p for p in pairs if p["source"] not in apart], [p for p in pairs if p["source"] in apart]
 
 
 def count_pairs(pairs: Sequence[dict]) -> dict[str, int]:
@@ -315,7 +324,8 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         lr_scheduler_type="cosine",
         warmup_steps=max(1, n_steps // 10),
         beta=options.beta,
-        loss_type=["sigmoid_norm" if options.per_token else "sigmoid"],
+        loss_type=["sigmoid_norm" if options.per_token else "sigmoid", *(["sft"] if options.sft_weight else [])],
+        loss_weights=[1.0, options.sft_weight] if options.sft_weight else None,
         max_length=None,
         bf16=True,
         activation_checkpointing=False,

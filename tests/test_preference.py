@@ -47,6 +47,7 @@ def pairs(n=12):
     rng = np.random.default_rng(0)
     return [
         {
+            "source": str(i % 3),
             "task": "colors",
             "prompt": TEXTS[i % 3],
             "chosen_codes": rng.integers(0, V // 2, L).tolist(),
@@ -80,7 +81,8 @@ def pool_of(labels):
     paths = {
         p.id: rng.integers(0, V, (len(row), 2, L)).astype(np.int16) for p, row in zip(prompts, labels, strict=True)
     }
-    return Pool(prompts, paths), {p.id: {"right": [[x] for x in row]} for p, row in zip(prompts, labels, strict=True)}
+    labelled = zip(prompts, labels, strict=True)
+    return Pool(prompts, paths), {p.id: {"asked": [p.text], "right": [[x] for x in row]} for p, row in labelled}
 
 
 def test_a_pair_is_a_right_and_a_wrong_picture_and_one_sided_prompts_have_none():
@@ -96,9 +98,19 @@ def test_a_pair_is_a_right_and_a_wrong_picture_and_one_sided_prompts_have_none()
     assert sum(preference.count_pairs(many).values()) == 3
 
 
+def test_what_is_wrong_for_its_prompt_is_chosen_for_the_one_that_it_shows():
+    pool, labels = pool_of([[False, False, False]])
+    (prompt,) = pool.prompts
+    labels[prompt.id] = {"asked": [prompt.text, "another", "a third"], "right": [[0, 1, 0], [0, 0, 0], [0, 1, 0]]}
+    made = preference_pairs(pool, labels, seed=0, per_prompt=4)
+    assert [(p["source"], p["prompt"]) for p in made] == [(prompt.id, "another")]
+    assert made[0]["rejected_codes"] == pool.codes[prompt.id][1].tolist()
+    assert preference_pairs(pool, labels, seed=0, per_prompt=4, neighbours=False) == []
+
+
 def test_pairs_of_a_prompt_are_held_out_together():
     train, held = split_pairs(pairs(30), held_out=0.34)
-    assert train and held and not {p["prompt"] for p in train} & {p["prompt"] for p in held}
+    assert train and held and not {p["source"] for p in train} & {p["source"] for p in held}
     assert split_pairs(pairs(1)) == (pairs(1), [])
 
 
@@ -132,17 +144,19 @@ def test_labels_are_the_true_tokens_where_the_input_is_masked(model):
 # --- Loss and gradients ---
 
 
-def plain_dpo(policy, reference, batch, beta, per_token=False):
+def plain_dpo(policy, reference, batch, beta, per_token=False, sft_weight=0.0):
     """Written from the formula: sums of log-softmax at the labelled positions, Eq. 7 of arXiv:2305.18290."""
+    n_masked = (batch["shift_labels"] != -100).sum(1)
 
     def log_probs(model):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         labels = batch["shift_labels"]
         each = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != -100)
-        return each.sum(1) / ((labels != -100).sum(1) if per_token else 1)
+        return each.sum(1) / (n_masked if per_token else 1)
 
     (pc, pr), (rc, rr) = log_probs(policy).chunk(2), log_probs(reference).detach().chunk(2)
-    return -F.logsigmoid(beta * ((pc - rc) - (pr - rr))).mean()
+    sft = -pc.sum() / n_masked.chunk(2)[0].sum() if sft_weight else 0.0
+    return -F.logsigmoid(beta * ((pc - rc) - (pr - rr))).mean() + sft_weight * sft
 
 
 def held_to_official(model, policy, reference, batch, beta):
@@ -159,7 +173,11 @@ def held_to_official(model, policy, reference, batch, beta):
     return dpo_loss(*log_ps, beta)[0].mean()
 
 
-@pytest.mark.parametrize("options", [{}, {"mask_sharing": "independent"}, {"beta": 0.5, "per_token": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mask_sharing": "independent"}, {"beta": 0.5, "per_token": True}, {"sft_weight": 0.3}],
+    ids=str,
+)
 def test_loss_and_gradients_are_those_of_the_formula(model, tmp_path, options):
     options = replace(OPTIONS, **options)
     plain, reference = copy.deepcopy(model.showo), copy.deepcopy(model.showo)
@@ -169,9 +187,9 @@ def test_loss_and_gradients_are_those_of_the_formula(model, tmp_path, options):
     trainer.ref_model.load_state_dict(reference.state_dict())
     batch = trainer.data_collator(trainer.train_dataset.to_list())
     loss = trainer.compute_loss(trainer.model, {k: v for k, v in batch.items()})
-    wanted = plain_dpo(plain, reference, batch, options.beta, options.per_token)
+    wanted = plain_dpo(plain, reference, batch, options.beta, options.per_token, options.sft_weight)
     assert torch.allclose(loss, wanted, atol=1e-5)
-    if not options.per_token:  # the losses that are held to the official code's
+    if not options.per_token and not options.sft_weight:  # the losses that are held to the official code's
         assert torch.allclose(loss, held_to_official(model, plain, reference, batch, options.beta), atol=1e-5)
     loss.backward()
     wanted.backward()
