@@ -68,7 +68,7 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def generators() -> tuple[str, ...]:
+def known_generators() -> tuple[str, ...]:
     """Every generator that can be made here, the base first."""
     return ("base", *(name for name, how in RECIPES.items() if how.guide is None or how.guide in GUIDES))
 
@@ -143,9 +143,9 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
 
 def _asked(prompts: tuple[Prompt, ...], held_out: list[dict], seed: int) -> list[Prompt]:
     """The prompts that a guide samples, shuffled, as they come by task; those of held-out pairs are left out."""
-    apart = {pair["prompt"] for pair in held_out}
+    apart = {pair["source"] for pair in held_out}
     rng = np.random.default_rng(sample_seed(seed, "", 0, "guided-prompts"))
-    return [prompts[i] for i in rng.permutation(len(prompts)) if prompts[i].text not in apart]
+    return [prompts[i] for i in rng.permutation(len(prompts)) if prompts[i].id not in apart]
 
 
 def _guide(run: Run, model: Showo, asked: list[Prompt], score: Score, options: PreferenceOptions) -> Guide:
