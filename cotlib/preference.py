@@ -326,7 +326,7 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         per_device_eval_batch_size=2 * options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, n_steps // 10),
+        warmup_steps=n_steps // 10,
         beta=options.beta,
         loss_type=["sigmoid_norm" if options.per_token else "sigmoid", *(["sft"] if options.sft_weight else [])],
         loss_weights=[1.0, options.sft_weight] if options.sft_weight else None,

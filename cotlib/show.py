@@ -339,7 +339,8 @@ def verifiers_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estima
     axes[0, 0].set_ylabel("GenEval overall")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     handles.append(plt.Line2D([], [], ls="", marker="D", mfc="white", mec="black", ms=6))
-    fig.legend(handles, [*labels, "paper, N = 20"], fontsize=7, loc="outside lower center", ncols=6, frameon=False)
+    n = 2 * len(generators) + 1
+    fig.legend(handles, [*labels, "paper, N = 20"], fontsize=7, loc="outside upper center", ncols=n, frameon=False)
     return fig
 
 
@@ -349,7 +350,7 @@ def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int = 8) -> 
     styles = cycle((("#0072B2", "-"), ("#000000", ":"), ("#CC79A7", "--"), ("#E69F00", "-.")))
     for (label, row), (color, dash) in zip(rewards.items(), styles, strict=False):
         steps = np.arange(1, len(row) + 1)
-        ax.plot(steps, row, color=color, alpha=0.3, lw=0.8)
+        ax.plot(steps, row, color=color, alpha=0.3, lw=0.8, marker=".", ms=3)
         before = np.concatenate([[0], np.cumsum(row)])
         first = np.maximum(0, steps - window)
         ax.plot(steps, (before[steps] - before[first]) / (steps - first), color=color, ls=dash, label=label)
