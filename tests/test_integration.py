@@ -120,10 +120,12 @@ def test_an_ordering_says_which_pairs_it_compares_and_how_many_candidates_they_s
     gain = stages.record_ordering(run, ("it-dpo", "orm"), ("it-dpo", "none"), accuracy, 8)
     stages.record_ordering(run, ("it-dpo", "orm"), ("it-dpo", "none"), accuracy, 20)
     stages.record_ordering(run, ("it-dpo", "none"), ("dpo", "none"), accuracy, 8)
+    stages.record_ordering(run, ("dpo", "none"), ("it-dpo", "orm"), accuracy, 8)
     assert list(run.made) == [
         "ordering/it-dpo/orm@8 > it-dpo/none",
         "ordering/it-dpo/orm > it-dpo/none",
         "ordering/it-dpo > dpo",
+        "ordering/dpo/none > it-dpo/orm@8",
     ]
     assert gain.value == 0.75 and run.made["ordering/it-dpo > dpo"]["value"] == -0.75
 
