@@ -33,12 +33,12 @@ Say = Callable[[str], None]
 
 # ---- the paper's items ----------------------------------------------------------------------------------------
 
-# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926; v1 has the same Table 1
-# and no Table 4. Figures that only explain a method have nothing to compute.
+# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926. Figures that only explain a
+# method have nothing to compute.
 PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
     ("Table 1", "verifiers and preference alignment, each alone", "08_report", "rows made by 01 to 04"),
-    ("Table 2", "verifiers and alignment together", "06_integration", ""),
-    ("Table 3", "all methods beside other generators", "08_report", "other generators: quoted from the paper"),
+    ("Table 2", "verifiers and alignment together", "06_integration", "beside Tables 1 and 3: 08"),
+    ("Table 3", "all methods beside other generators", "08_report", "lower half: 06; other generators: quoted"),
     ("Table 4", "LlamaGen and Janus-Pro", None, "v2 only; other generators, no code released"),
     ("Table 5", "PARM++ with and without reflection", "07_reflection", ""),
     ("Figure 1", "the question, as a diagram", None, "explains, nothing to compute"),
@@ -52,6 +52,13 @@ PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
     ("Figure 9", "pictures mended by reflection", "07_reflection", ""),
     *((f"Figure {i}", "pictures side by side, all methods", "06_integration", "base model: 01") for i in range(10, 15)),
 )
+# Numbers in v1: it lacks Table 4 and the curves on aligned generators, and shows early and late steps last.
+IN_V1 = {
+    **{f"Table {i}": f"Table {i}" for i in (1, 2, 3)},
+    **{f"Figure {i}": f"Figure {i}" for i in (1, 2, 3, 4)},
+    **{"Table 5": "Table 4", "Figure 5": "Figure 12", "Figure 8": "Figure 5", "Figure 9": "Figure 6"},
+    **{f"Figure {i}": f"Figure {i - 3}" for i in range(10, 15)},
+}
 
 
 def status(folder: Path) -> str:
@@ -110,7 +117,7 @@ def corrupt_files(scale: str, effort: str) -> dict[str, str]:
 
 
 def overview(scale: str, effort: str) -> list[dict[str, str]]:
-    """One row per paper item: item, shows, notebook, cost of the last run, status read from outputs, remark."""
+    """One row per paper item: item, number in v1, shows, notebook, cost of the last run, status, remark."""
     folder, states = provenance.outputs_of(scale, effort), examine(scale, effort)
     rows = []
     for item, shows, notebook, remark in PAPER_ITEMS:
@@ -120,6 +127,7 @@ def overview(scale: str, effort: str) -> list[dict[str, str]]:
             cost, state = cost_of(folder / notebook), states[notebook][0] if exists else "not yet"
         row = {
             "item": item,
+            "in v1": IN_V1.get(item, "—"),
             "shows": shows,
             "notebook": notebook or "—",
             "cost": cost,

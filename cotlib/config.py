@@ -77,7 +77,7 @@ EFFORTS = {
         n_rolled_out=1,
         tune_epochs=1,
         n_pairs=2,
-        align_epochs=1,
+        align_epochs=2,
         n_aligned_candidates=4,
         n_train_seeds=2,
         watermark=True,
@@ -167,7 +167,10 @@ class Notebook:
     weights: tuple[str, ...] = PARTS  # which of them it reads itself
 
 
-COMPUTED = ("01_baseline", "02_outcome_verifier", "03_process_verifier", "04_preference_alignment")
+COMPUTED = (
+    *("01_baseline", "02_outcome_verifier", "03_process_verifier"),
+    *("04_preference_alignment", "06_integration"),
+)
 NOTEBOOKS = {
     "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
     "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=(*SAMPLING, *TRAINING)),
@@ -176,6 +179,10 @@ NOTEBOOKS = {
     ),
     "04_preference_alignment": Notebook(
         upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, *ALIGNING)
+    ),
+    "06_integration": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier", "04_preference_alignment"),
+        overrides=(*SAMPLING, *TRAINING, *ALIGNING),
     ),
     "08_report": Notebook(upstream=COMPUTED, weights=()),
     "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),

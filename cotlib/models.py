@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import CorruptError
+from safetensors.torch import load_file
+
+from .errors import CorruptError, ForeignError
 from .provenance import file_entry
 from .store import digest, quarantine, read_json, write_json
 
@@ -42,6 +44,24 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
 def notes(folder: Path) -> dict[str, Any]:
     """What was noted when the model was trained."""
     return read_json(folder / MANIFEST)["notes"]
+
+
+def weights_change(folder: Path, other: Path) -> float:
+    """Root mean square difference of the weights of two models of the same layout; 0 where all are equal.
+
+    Raises ForeignError where a file or a tensor of the one is missing in the other.
+    """
+    names = [sorted(path.name for path in at.glob("*.safetensors")) for at in (folder, other)]
+    if names[0] != names[1] or not names[0]:
+        raise ForeignError(f"{folder} holds the weights {names[0]}, {other} holds {names[1]}; expected the same layout")
+    total, n = 0.0, 0
+    for name in names[0]:
+        a, b = load_file(folder / name), load_file(other / name)
+        if {key: t.shape for key, t in a.items()} != {key: t.shape for key, t in b.items()}:
+            raise ForeignError(f"{name} holds other tensors in {folder} than in {other}; expected the same layout")
+        total += sum(float((a[key].float() - b[key].float()).square().sum()) for key in a)
+        n += sum(t.numel() for t in a.values())
+    return (total / n) ** 0.5
 
 
 def damage(folder: Path) -> str:

@@ -39,6 +39,7 @@ from .showo import Showo
 from .tuning import Advance, lora
 
 GUIDANCE = ("none", "policy-gradient", "detached")
+REWARD = "guide/reward"  # of a step, in the trainer's history
 COLUMNS = ["prompt", "chosen_codes", "rejected_codes", "mask_seed"]
 # The projections of Phi; embeddings and head stay, as the mask and image tokens are already known.
 LORA_TARGETS = r".*layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|dense)|mlp\.(fc1|fc2))"
@@ -235,6 +236,8 @@ class MaskedDPOTrainer(DPOTrainer):
             )
         if self.guide is not None and model.training:
             loss = loss + self.guide.options.guidance_weight * self.guide.loss(self.state.global_step)
+            # The history goes into checkpoints, so that a resumed training still knows the steps before.
+            self.state.log_history.append({"step": self.state.global_step + 1, REWARD: self.guide.rewards[-1]})
             return (loss, *result[1:]) if return_outputs else loss
         return result
 
@@ -292,8 +295,9 @@ def align(
         model.showo = trainer.model.merge_and_unload()
     model.showo.__dict__.pop("forward", None)  # TRL's own, which a saved or copied model must not keep
     model.eval()
-    log = [record for record in trainer.state.log_history if "loss" in record]
-    return Aligned(log, held, guide.rewards if guide else [])
+    history = trainer.state.log_history
+    log = [record for record in history if "loss" in record]
+    return Aligned(log, held, [record[REWARD] for record in history if REWARD in record])
 
 
 def _check(model: Showo, pairs: Sequence[dict], reference: Showo | None) -> None:
@@ -322,7 +326,7 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         per_device_eval_batch_size=2 * options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, n_steps // 10),
+        warmup_steps=n_steps // 10,
         beta=options.beta,
         loss_type=["sigmoid_norm" if options.per_token else "sigmoid", *(["sft"] if options.sft_weight else [])],
         loss_weights=[1.0, options.sft_weight] if options.sft_weight else None,

@@ -341,7 +341,7 @@ def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """results.json; CorruptError if it is unreadable or not what the notebooks that are finished measured.
 
-    Costs and the index are left out of the comparison: they may be newer than the report.
+    Values of costs and of the index are left out of the comparison: they may be newer than the report.
     """
     records, made = store.read_json(folder / RESULTS), collect(folder)
     finished = {entry["notebook"] for entry in made if NOTEBOOKS[entry["notebook"]].needs_upstream}
@@ -350,7 +350,8 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         return {e["name"]: e for e in entries if e["notebook"] in finished and not e["name"].startswith("cost/")}
 
     try:
-        is_whole = measured(records) == measured(made)
+        fields = {frozenset(entry) for entry in made}
+        is_whole = measured(records) == measured(made) and {frozenset(entry) for entry in records} <= fields
     except (KeyError, TypeError, AttributeError):
         is_whole = False
     if not is_whole:

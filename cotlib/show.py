@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -29,6 +30,8 @@ GENERATORS = {
     "base": ("#000000", "o", ":", "base"),
     "dpo": ("#E69F00", "s", "-", "DPO"),
     "it-dpo": ("#D55E00", "^", "--", "iterative DPO"),
+    "it-dpo-orm": ("#0072B2", "D", "-", "iterative DPO guided by ORM"),
+    "it-dpo-parm": ("#CC79A7", "v", "-", "iterative DPO guided by PARM"),
 }
 TASK_NAMES = {
     "single_object": "single object",
@@ -308,3 +311,52 @@ def beside_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) ->
         row["n"] = "" if total is None else total.n
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def verifiers_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estimate]]) -> Figure:
+    """Overall against N by verifier, one panel a generator {(generator, verifier): {n: Estimate}}; Figs. 6, 7 of v2.
+
+    Band = 95 % interval, open diamonds = the paper at N = 20, dotted = the generator alone, where "none" is given.
+    """
+    generators = list(dict.fromkeys(generator for generator, _ in curves))
+    fig, axes = plt.subplots(
+        1, len(generators), figsize=(3.4 * len(generators) + 1, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for ax, generator in zip(axes[0], generators, strict=True):
+        for verifier, curve in ((v, c) for (g, v), c in curves.items() if g == generator):
+            color, marker, dash, label = METHODS[verifier]
+            if verifier == "none":
+                marker, dash, label = "", ":", "no verifier"
+            ns = sorted(curve)
+            ax.plot(ns, [curve[n].value for n in ns], color=color, marker=marker, ls=dash, ms=4, label=label)
+            ax.fill_between(ns, [curve[n].low for n in ns], [curve[n].high for n in ns], color=color, alpha=0.12, lw=0)
+            published = paper.value(generator, verifier, "overall")
+            if published is not None:
+                ax.plot([20], [published], "D", mfc="white", mec=color, ms=6, zorder=3)
+        ax.set(xlabel="N, candidates per image", title=GENERATORS[generator][3])
+        ax.title.set_fontsize(9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("GenEval overall")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    handles.append(plt.Line2D([], [], ls="", marker="D", mfc="white", mec="black", ms=6))
+    n = 2 * len(generators) + 1
+    fig.legend(handles, [*labels, "paper, N = 20"], fontsize=7, loc="outside upper center", ncols=n, frameon=False)
+    return fig
+
+
+def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int = 8) -> Figure:
+    """Mean P(yes) of the pictures sampled at each step of a training {label: [steps]}, and its running mean."""
+    fig, ax = plt.subplots(figsize=(6.4, 3))
+    styles = cycle((("#0072B2", "-"), ("#000000", ":"), ("#CC79A7", "--"), ("#E69F00", "-.")))
+    for (label, row), (color, dash) in zip(rewards.items(), styles, strict=False):
+        steps = np.arange(1, len(row) + 1)
+        ax.plot(steps, row, color=color, alpha=0.3, lw=0.8, marker=".", ms=3)
+        before = np.concatenate([[0], np.cumsum(row)])
+        first = np.maximum(0, steps - window)
+        ax.plot(steps, (before[steps] - before[first]) / (steps - first), color=color, ls=dash, label=label)
+    ax.set(xlabel="optimizer step", ylabel="verifier's P(yes), mean", title=f"thick: mean of the last {window} steps")
+    ax.title.set_fontsize(9)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig

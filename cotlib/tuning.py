@@ -119,7 +119,9 @@ def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, f
     if options.lora_rank is not None:
         judge.model = trainer.model.merge_and_unload()
     judge.model.eval()
-    return [record for record in trainer.state.log_history if "loss" in record]
+    history = (record for record in trainer.state.log_history if "loss" in record)
+    # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
+    return [{name: value for name, value in record.items() if name != "num_tokens"} for record in history]
 
 
 def lora(rank: int | None, targets: str):

@@ -295,6 +295,27 @@ def test_guided_alignment_adds_its_term_and_detached_does_not_change_the_weights
     assert len(ends["policy-gradient"][1].rewards) == 6
 
 
+def test_a_killed_guided_training_goes_on_with_its_rewards(model, tmp_path):
+    def trained(folder, advance=lambda n: None):
+        mine = copy.deepcopy(model)
+        return align(mine, pairs(), [], options, folder, guide=guide_of(mine), advance=advance).rewards
+
+    class Killed(BaseException):
+        pass
+
+    def dies(n, seen=[]):  # noqa: B006
+        seen.append(n)
+        if len(seen) == 8:
+            raise Killed
+
+    options, steps = replace(OPTIONS, epochs=4, guidance="policy-gradient"), []
+    with pytest.raises(Killed):
+        trained(tmp_path / "torn", dies)
+    resumed = trained(tmp_path / "torn", steps.append)
+    assert 0 < len(steps) < 12 and len(resumed) == 12
+    assert resumed == pytest.approx(trained(tmp_path / "whole"), abs=1e-6)
+
+
 # --- What is refused ---
 
 

@@ -56,6 +56,13 @@ def test_the_judge_learns_what_the_examples_say_and_training_is_repeatable(tmp_p
     assert np.array_equal(right, scores(learned[1])) and not learned[0].model.training
 
 
+def test_the_log_holds_numbers_only_whatever_the_attention(tmp_path):
+    judge = fresh()  # noqa: F811
+    judge.model.set_attn_implementation("eager")
+    log = fine_tune(judge, rows(16), paint_of(96), TuneOptions(1, 8), tmp_path)
+    assert log and all(np.isfinite(value) for record in log for value in record.values())
+
+
 def test_the_same_code_adapts_the_official_layout_and_it_reloads(official, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("cotlib.judge.LEAST_MASS", 0.0)
     tuned = Judge.from_pretrained(official)

@@ -6,7 +6,7 @@ notebook that finds it there reads it, one that does not makes it. Fine-tuned ju
 """
 
 from .data import Ranking, ranking_data, rolled_out
-from .generators import AlignedGenerator, aligned, preference_options, source
+from .generators import AlignedGenerator, aligned, known_generators, preference_options, recipe, source
 from .judges import Tuned, outcome_judge, process_judge, verifier_score
 from .measures import (
     Choice,
@@ -22,6 +22,8 @@ from .measures import (
     mean_of,
     measure_speed,
     record_estimates,
+    record_ordering,
+    recorded,
 )
-from .pools import Climbed, Pools, climb, outcome_scores, pools_of, process_scores, verdicts
+from .pools import Climbed, Pools, climb, known_verifiers, outcome_scores, pools_of, process_scores, scores_of, verdicts
 from .sources import Source, base, decode_options, weights_digest, without

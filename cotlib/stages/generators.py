@@ -2,21 +2,75 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import models, store
 from ..config import suggest
-from ..loaders import generator_to_train
-from ..preference import PreferenceOptions, align, count_pairs, preference_pairs, split_pairs
+from ..errors import IncompleteError
+from ..loaders import generator_to_train, load_tokenizer
+from ..preference import Guide, PreferenceOptions, align, count_pairs, preference_pairs, split_pairs
 from ..progress import progress
+from ..prompts import Prompt
 from ..run import Run
+from ..search import Score
+from ..seeds import sample_seed
+from ..showo import Showo
+from ..verifiers import named
 from .data import ranking_data
+from .judges import verifier_score
 from .sources import Source, base, decode_options
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a generator is aligned: whose pictures make the pairs (it goes on from there), and who guides it."""
+
+    start: str
+    guide: str | None = None  # a key of GUIDES
+
+
+RECIPES = {
+    "dpo": Recipe("base"),
+    "it-dpo": Recipe("dpo"),
+    "it-dpo-orm": Recipe("dpo", guide="orm"),
+    "it-dpo-parm": Recipe("dpo", guide="parm"),
+}
+# How a guide scores finished pictures, and what its scores depend on.
+GUIDES: dict[str, Callable[[Run], tuple[Score, Mapping[str, str]]]] = {
+    "orm": lambda run: verifier_score(run, named("orm")),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a name; "it-dpo-3" is a third round, from "it-dpo", the second, and so on without end.
+
+    Raises ValueError for an unknown name, IncompleteError for a guide that does not exist yet.
+    """
+    if further := re.fullmatch(r"it-dpo-([3-9]|[1-9]\d+)", name):
+        n = int(further[1])
+        return Recipe("it-dpo" if n == 3 else f"it-dpo-{n - 1}")
+    if name not in RECIPES:
+        raise ValueError(f"unknown generator {name!r}; {suggest(name, ('base', *RECIPES, 'it-dpo-3'))}")
+    guide = RECIPES[name].guide
+    if guide is not None and guide not in GUIDES:
+        raise IncompleteError(
+            f"generator {name!r} is guided by {guide!r}, which is no guide of stages/generators.py yet; "
+            f"known: {', '.join(GUIDES)}"
+        )
+    return RECIPES[name]
+
+
+def known_generators() -> tuple[str, ...]:
+    """Every generator that can be made here, the base first."""
+    return ("base", *(name for name, how in RECIPES.items() if how.guide is None or how.guide in GUIDES))
 
 
 @dataclass(frozen=True)
@@ -28,6 +82,7 @@ class AlignedGenerator:
     pair_accuracy: float | None  # on held-out pairs
     pairs: Mapping[str, int]  # training pairs of each task
     seconds: float
+    rewards: list[float]  # mean P(yes) of the pictures sampled at each step; empty without a guide
 
     @property
     def key(self) -> str:
@@ -43,39 +98,58 @@ def preference_options(run: Run, **changes: Any) -> PreferenceOptions:
 
 
 def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
-    """A generator aligned by DPO, trained once: "dpo" from the base, "it-dpo" from "dpo" with its own pictures.
+    """A generator aligned by its recipe, trained once: by DPO on what its start gets right and wrong.
 
-    `changes` to the options, such as mask_sharing="independent" or seed=1, make another model.
-    Raises ValueError for an unknown name, and where no prompt has both right and wrong pictures.
+    A guided one sees the same pairs as without its guide. `changes` to the options, such as
+    mask_sharing="independent", guidance="detached" or seed=1, make another model.
+    Raises as `recipe`, and ValueError where no prompt has both right and wrong pictures.
     """
-    start = {"dpo": "base", "it-dpo": "dpo"}.get(name)
-    if start is None:
-        raise ValueError(f"unknown generator {name!r}; {suggest(name, ('base', 'dpo', 'it-dpo'))}")
-    before = source(run, start)
+    how = recipe(name)
+    if how.guide is not None:
+        changes = {"guidance": "policy-gradient", **changes}
+    before = source(run, how.start)
     data, options = ranking_data(run, before), preference_options(run, **changes)
     pairs = preference_pairs(data.pool, data.labels, run.seed, run.params["n_pairs"])
     training, held_out = split_pairs(pairs)
     what = {"pairs": store.digest(pairs), "options": asdict(options), **before.made_by}
+    score = None
+    if how.guide is not None:
+        score, identity = GUIDES[how.guide](run)
+        what |= {"guide": how.guide, "guide_depends_on": dict(identity)}
 
     def train(folder: Path) -> dict[str, Any]:
         begun, checkpoints = time.perf_counter(), folder / "checkpoints"
         model = generator_to_train(run.scale, before.folder)
+        asked = _asked(data.pool.prompts, held_out, options.seed)
+        guide = None if score is None else _guide(run, model, asked, score, options)
         n_steps = -(-len(training) * options.epochs * options.masks_per_pair // options.batch_size)
         with progress(n_steps, f"aligning {name}", "steps") as advance:
-            made = align(model, training, held_out, options, checkpoints, advance=advance)
+            made = align(model, training, held_out, options, checkpoints, guide=guide, advance=advance)
         model.save_pretrained(folder)
         shutil.rmtree(checkpoints)
-        seconds = round(time.perf_counter() - begun, 1)
         return {
             "log": made.log,
             "pair_accuracy": made.pair_accuracy,
-            "seconds": seconds,
+            "seconds": round(time.perf_counter() - begun, 1),
             "pairs": count_pairs(training),
+            "rewards": made.rewards,
         }
 
     folder = models.trained(run.models, name, what, train)
     made = models.notes(folder)
-    return AlignedGenerator(folder, made["log"], made["pair_accuracy"], made["pairs"], made["seconds"])
+    rewards = made.get("rewards", [])  # models of earlier versions have none
+    return AlignedGenerator(folder, made["log"], made["pair_accuracy"], made["pairs"], made["seconds"], rewards)
+
+
+def _asked(prompts: tuple[Prompt, ...], held_out: list[dict], seed: int) -> list[Prompt]:
+    """The prompts that a guide samples, shuffled, as they come by task; those of held-out pairs are left out."""
+    apart = {pair["source"] for pair in held_out}
+    rng = np.random.default_rng(sample_seed(seed, "", 0, "guided-prompts"))
+    return [prompts[i] for i in rng.permutation(len(prompts)) if prompts[i].id not in apart]
+
+
+def _guide(run: Run, model: Showo, asked: list[Prompt], score: Score, options: PreferenceOptions) -> Guide:
+    return Guide(model, asked, load_tokenizer(run.scale).decode, score, decode_options(run), options)
 
 
 def source(run: Run, generator: str) -> Source:

@@ -26,6 +26,8 @@ from .generators import aligned
 from .pools import Climbed, Pools, verdicts
 from .sources import decode_options
 
+PAPER_N = 20  # candidates of every search in the paper
+
 
 def correct_of(judged: Mapping[str, list[dict]]) -> dict[str, list[bool]]:
     return {prompt: [verdict["correct"] for verdict in row] for prompt, row in judged.items()}
@@ -73,9 +75,55 @@ def estimates(run: Run, per_prompt: Mapping[str, float]) -> dict[str, Estimate]:
     return {**by_task, "overall": stats.overall(run.prompts, per_prompt, seed=run.seed)}
 
 
-def record_estimates(run: Run, generator: str, verifier: str, by_task: Mapping[str, Estimate]) -> None:
+def record_estimates(
+    run: Run, generator: str, verifier: str, by_task: Mapping[str, Estimate], n_candidates: int = PAPER_N
+) -> None:
+    """Under `geneval/<generator>/<verifier>/<task>`, with @N where fewer or more than 20 candidates were searched."""
     for task, e in by_task.items():
-        run.record(f"geneval/{generator}/{verifier}/{task}", e.value, e.low, e.high, e.n)
+        run.record(f"geneval/{generator}/{verifier}/{task}{_at(n_candidates)}", e.value, e.low, e.high, e.n)
+
+
+def _at(n_candidates: int) -> str:
+    return "" if n_candidates == PAPER_N else f"@{n_candidates}"
+
+
+def recorded(
+    metrics: Mapping[str, Mapping[str, Any]], generator: str, verifier: str
+) -> tuple[dict[str, Estimate], int | None]:
+    """What `record_estimates` left among metrics by name, at the largest N there is, and that N; ({}, None) for none.
+
+    A generator without a verifier has no N.
+    """
+    found: dict[int, dict[str, Estimate]] = {}
+    for name, m in metrics.items():
+        kind, _, task = name.rpartition("/")
+        if kind == f"geneval/{generator}/{verifier}":
+            task, _, n = task.partition("@")
+            found.setdefault(int(n or PAPER_N), {})[task] = Estimate(m["value"], m["low"], m["high"], m["n"])
+    if not found:
+        return {}, None
+    return found[max(found)], None if verifier == "none" else max(found)
+
+
+def record_ordering(
+    run: Run,
+    better: tuple[str, str],
+    worse: tuple[str, str],
+    accuracy: Mapping[tuple[str, str], Mapping[str, float]],
+    n_candidates: int,
+) -> Estimate:
+    """The paired difference of two (generator, verifier) pairs that search as many candidates each, recorded.
+
+    accuracy: by prompt, of each pair. Two generators without a verifier go by their own names.
+    """
+    alone = better[1] == worse[1] == "none"
+    names = [
+        generator if alone else f"{generator}/{verifier}" + ("" if verifier == "none" else _at(n_candidates))
+        for generator, verifier in (better, worse)
+    ]
+    gain = stats.paired(run.prompts, accuracy[better], accuracy[worse], seed=run.seed)
+    run.record(f"ordering/{names[0]} > {names[1]}", gain.value, gain.low, gain.high, gain.n)
+    return gain
 
 
 @dataclass(frozen=True)

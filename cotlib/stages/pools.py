@@ -11,7 +11,7 @@ import torch
 from ..loaders import load_generator, load_tokenizer, trusted_evaluator
 from ..run import Run
 from ..search import Pool, Score, decode_pool, score_pool, stepwise
-from ..verifiers import named
+from ..verifiers import VERIFIERS, named
 from .generators import source
 from .judges import verifier_score
 from .sources import base, decode_options, weights_digest
@@ -74,6 +74,21 @@ def outcome_scores(run: Run, pools: Pools, verifier: str = "orm-zero-shot") -> l
     """Per pool and prompt id, an outcome verifier's P(yes) on each candidate's final picture; None where unscored."""
     score, identity = verifier_score(run, named(verifier))
     return _scored(run, pools, verifier, score, identity)
+
+
+def known_verifiers() -> tuple[str, ...]:
+    """The verifiers of Tables 2 and 3 that exist here: those that choose from a pool."""
+    return tuple(name for name in ("orm-zero-shot", "orm", "parm") if name in VERIFIERS)
+
+
+def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
+    """Per pool and prompt id, one score a candidate, whose order over any subset is the verifier's choice of it.
+
+    Raises ValueError for a verifier that searches step by step, and so chooses from no pool.
+    """
+    if named(verifier).every_step:
+        raise ValueError(f"{verifier} chooses at every step and not from a pool; use stages.climb")
+    return outcome_scores(run, pools, verifier)
 
 
 def _scored(run: Run, pools: Pools, what: str, score: Score, identity: Mapping[str, str]) -> list[dict]:
