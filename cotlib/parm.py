@@ -284,6 +284,30 @@ def scores(record: dict[str, Any]) -> list[float]:
     ]
 
 
+def with_limit(record: dict[str, Any], promising: float) -> dict[str, Any]:
+    """What the record would be for another limit of potential; from one of `search` or `replay` with promising=0 and
+    stop=False, where every clear path went to its end. The chosen picture's codes and seconds are left out."""
+    T, L = max(record["steps"]), record["token_steps"] // sum(record["steps"])
+    keeps = [p is not None and p >= promising for p in record["potential"]]
+    clear = [T if step is None else step + 1 for step in record["clear"]]
+    changed = {
+        **{name: record[name] for name in ("prompt", "clear", "potential")},
+        "promising": keeps,
+        "outcome": [p if keep else None for p, keep in zip(record["outcome"], keeps, strict=True)],
+        "steps": [T if keep else step for keep, step in zip(keeps, clear, strict=True)],
+    }
+    chosen = best_of_n(scores(changed), len(keeps))
+    finished = 0 if any(keeps) else T - changed["steps"][chosen]
+    asked = record["judge_calls"] - sum(p is not None for p in record["outcome"])
+    return {
+        **changed,
+        "chosen": chosen,
+        "fallback": not any(keeps),
+        "token_steps": L * (sum(changed["steps"]) + finished),
+        "judge_calls": asked + sum(keeps),
+    }
+
+
 # --- Another shape: prune, branch, prune ------------------------------------------------------------------------------
 
 
@@ -295,7 +319,7 @@ def prune_and_branch(
     seed: int,
     decoding: DecodeOptions,
     paint: Paint,
-    score: Score,
+    parm: Parm,
     ledger: Ledger,
     image: int = 0,
     group: int = 8,
@@ -303,7 +327,7 @@ def prune_and_branch(
     """Hierarchical search in the manner of dMLLM-TTS (arXiv:2512.19433): n paths to a quarter of the steps, the `keep`
     best of them branched into n again, these to a half, the `keep` best of them to the end, the best of those chosen.
 
-    `score` is asked about the picture each time. By prompt id: codes [L], token_steps, judge_calls, seconds.
+    Potential is asked both times, the outcome at the end. By prompt id: codes [L], token_steps, judge_calls, seconds.
     Raises ValueError unless 1 <= keep <= n and there are at least four steps.
     """
     if not 1 <= keep <= n or decoding.steps < 4:
@@ -314,17 +338,17 @@ def prune_and_branch(
         asked = [p for p in chunk for _ in range(n)]
         seeds = [sample_seed(seed, p.id, r % n, f"pool-{image}") for r, p in enumerate(asked)]
         state = _until(generator, asked, seeds, decoding, None, quarter)
-        rows = _best(score, paint, state, asked, n, keep)
+        rows = _best(parm.potential, paint, state, asked, n, keep)
         state = state.rows([rows[b * keep + k % keep] for b in range(len(chunk)) for k in range(n)])
         seeds = [sample_seed(seed, p.id, r % n, f"branch-{image}") for r, p in enumerate(asked)]
         state = _until(generator, asked, seeds, decoding, state, half)
-        rows = _best(score, paint, state, asked, n, keep)
+        rows = _best(parm.potential, paint, state, asked, n, keep)
         asked, seeds = [asked[r] for r in rows], [seeds[r] for r in rows]
         state = _until(generator, asked, seeds, decoding, state.rows(rows), decoding.steps)
         tokens = state.codes.shape[1] * (n * half + keep * (decoding.steps - half))
         return [
             {"prompt": p.id, "codes": state.codes[r].tolist(), "token_steps": tokens, "judge_calls": 2 * n + keep}
-            for p, r in zip(chunk, _best(score, paint, state, asked, keep, 1), strict=True)
+            for p, r in zip(chunk, _best(parm.outcome, paint, state, asked, keep, 1), strict=True)
         ]
 
     return _recorded(prompts, walk, ledger, f"prune and branch, {n} and {keep}", group)

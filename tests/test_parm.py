@@ -130,6 +130,19 @@ def test_scores_order_every_subset_as_a_search_over_it_would_choose(tmp_path):
             assert max(subset, key=lambda k: order[k]) == max(promising or subset, key=by)  # noqa: B023
 
 
+@pytest.mark.parametrize("limit", [0.2, 0.5, 0.9, 1.0])
+def test_another_limit_of_potential_needs_no_other_search(tmp_path, limit):
+    pool = the_pool(tmp_path / "p.jsonl")
+
+    def found(name, **options):
+        return replay(pool, paint, JUDGE, ParmOptions(**options), Ledger(tmp_path / name, "k"), 0)
+
+    everything, wanted = found("a.jsonl", promising=0.0, stop=False), found("b.jsonl", promising=limit)
+    for p in PROMPTS:
+        made = parm.with_limit(everything[p.id], limit)
+        assert made == {name: wanted[p.id][name] for name in made}
+
+
 def test_released_stops_nothing_and_samples_its_answers(tmp_path):
     sure = Parm(lambda x, _: [0.5] * len(x), lambda x, _: [0.5] * len(x), JUDGE.outcome)
     records = searched(tmp_path / "a.jsonl", judge=sure, options=parm.RELEASED).values()
@@ -173,10 +186,10 @@ def test_a_judge_without_parms_training_is_refused():
 
 
 def test_prune_and_branch_keeps_the_best_and_its_account(tmp_path):
-    likes = lambda pictures, prompts: [float(p.sum()) for p in pictures]  # noqa: E731
+    judge = Parm(None, *[lambda pictures, prompts: [float(p.sum()) for p in pictures]] * 2)
     Counting.rows = 0
     found = prune_and_branch(
-        Counting(), PROMPTS, 6, 2, 0, OPTIONS, paint, likes, Ledger(tmp_path / "a.jsonl", "k"), group=4
+        Counting(), PROMPTS, 6, 2, 0, OPTIONS, paint, judge, Ledger(tmp_path / "a.jsonl", "k"), group=4
     )
     L = len(found[PROMPTS[0].id]["codes"])
     assert Counting.rows * L == 2 * sum(r["token_steps"] for r in found.values())
@@ -184,7 +197,7 @@ def test_prune_and_branch_keeps_the_best_and_its_account(tmp_path):
     plain = the_pool(tmp_path / "p.jsonl")
     assert sum(sum(r["codes"]) for r in found.values()) > sum(int(plain.codes[p.id][0].sum()) for p in PROMPTS)
     with pytest.raises(ValueError, match="keep"):
-        prune_and_branch(ToyGenerator(), PROMPTS, 2, 3, 0, OPTIONS, paint, likes, Ledger(tmp_path / "b.jsonl", "k"))
+        prune_and_branch(ToyGenerator(), PROMPTS, 2, 3, 0, OPTIONS, paint, judge, Ledger(tmp_path / "b.jsonl", "k"))
 
 
 # --- What the judge learns from ---
