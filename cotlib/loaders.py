@@ -75,6 +75,8 @@ def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
     folder = folder or weights_folder(scale, "generator")
     generator = Showo.from_pretrained(folder, words)
     _check_same_codes(scale, generator, folder)
+    if scale.offline:
+        generator.showo.set_attn_implementation("eager")  # so few tokens: its backward pass is faster than the fused
     return generator if scale.offline else generator.to(device())
 
 

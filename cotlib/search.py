@@ -56,6 +56,10 @@ class Pool:
         """The predictions after a step 0..T-1: int64 [K, L] by prompt id."""
         return {id: torch.from_numpy(paths.whole(path[:, step])) for id, path in self.paths.items()}
 
+    def steps(self, prompt: str) -> torch.Tensor:
+        """The predictions of one prompt's candidates after every step: int64 [K, T, L]."""
+        return torch.from_numpy(paths.whole(self.paths[prompt]))
+
     def state(self, prompt: str, candidate: int, step: int) -> Step:
         """Where decoding stood after a step, as `decode(start=...)` takes it; one row."""
         row = self.paths[prompt][candidate, step][None]
@@ -96,7 +100,7 @@ def decode_pool(
         return [paths.pack(path) for path in paths.signed(codes, masked)]
 
     with progress(len(missing), "decoding", "prompts") as advance:
-        for group in _chunks(missing, per_batch):
+        for group in chunks(missing, per_batch):
             rows = iter(in_batches(finish, [(p, k) for p in group for k in range(n_candidates)]))
             for prompt in group:
                 ledger.append({"prompt": prompt.id, "paths": [next(rows) for _ in range(n_candidates)]})
@@ -127,7 +131,7 @@ def score_pool(
     """
     missing = [p for p in prompts if p.id not in ledger]
     with progress(len(missing), what, "prompts") as advance:
-        for chunk in _chunks(missing, group):
+        for chunk in chunks(missing, group):
             asked = [p for p in chunk for _ in codes[p.id]]
             answers = iter(score(paint(torch.cat([codes[p.id] for p in chunk])), asked))
             for prompt in chunk:
@@ -160,7 +164,7 @@ def stepwise(
         generator.text_ids([prompt.text])
     missing = [p for p in prompts if p.id not in ledger]
     with progress(len(missing), f"step-wise, {n} branches", "prompts") as advance:
-        for chunk in _chunks(missing, group):
+        for chunk in chunks(missing, group):
             for record in _climb(generator, chunk, n, seed, options, paint, score, image):
                 ledger.append(record)
             advance(len(chunk))
@@ -204,7 +208,7 @@ def picture_distance(images: np.ndarray) -> float:
     return float(np.sqrt(2 * n / max(1, n - 1) * variance))
 
 
-def _chunks(items: list, n: int) -> Iterator[list]:
+def chunks(items: list, n: int) -> Iterator[list]:
     for start in range(0, len(items), n):
         yield items[start : start + n]
 

@@ -42,14 +42,18 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class Collator:
-    """Rows {"codes", "questions", "answers"} to the inputs of the judge's model; pictures are painted on demand."""
+    """Rows {"codes", "questions", "answers"} to the inputs of the judge's model; pictures are painted on demand.
+
+    A question is a text, or a list of turns.
+    """
 
     judge: Judge
     paint: Paint
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = self.paint(torch.tensor([row["codes"] for row in rows]))
-        return self.judge.batch(images, [row["questions"] for row in rows], [row["answers"] for row in rows])
+        questions = [[q if isinstance(q, str) else tuple(q) for q in row["questions"]] for row in rows]
+        return self.judge.batch(images, questions, [row["answers"] for row in rows])
 
 
 class AnswerTrainer(SFTTrainer):

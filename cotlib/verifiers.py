@@ -2,8 +2,9 @@
 
 ORM (outcome reward model): the finished picture is asked about once; the candidate with the highest P(yes) is chosen.
 PRM (process reward model): the picture of every step is asked about; the continuation with the highest P(yes) is kept
-and decoding branches from it (`search.stepwise`). Sec. 3 of arXiv:2501.13926. An answer that is neither yes nor no is
-unscored (None): it loses to every answer that is, and is counted.
+and decoding branches from it (`search.stepwise`). PARM asks three questions of its own (`parm.py`). Sec. 3 and 4 of
+arXiv:2501.13926. An answer that is neither yes nor no is unscored (None): it loses to every answer that is, and is
+counted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import suggest
-from .judge import Judge, Question, outcome_question, process_question
+from .errors import CotlibError
+from .judge import Judge, Question, clarity_question, outcome_question, potential_question, process_question
+from .parm import Parm
 from .prompts import Prompt
 from .search import Score
 
@@ -31,11 +34,17 @@ class Verifier:
     def scorer(self, judge: Judge) -> Score:
         """P(yes) to this verifier's question on each picture; None where the judge answers something else."""
 
-        def score(images: np.ndarray, prompts: Sequence[Prompt]) -> list[float | None]:
-            answers = judge.p_yes(images, [self.question(p.text) for p in prompts])
-            return [None if np.isnan(p) else p for p in answers.tolist()]
+        return ask(judge, self.question)
 
-        return score
+
+def ask(judge: Judge, question: Callable[[str], Question]) -> Score:
+    """P(yes) to a question about each (picture, prompt); None where the judge answers something else."""
+
+    def score(images: np.ndarray, prompts: Sequence[Prompt]) -> list[float | None]:
+        answers = judge.p_yes(images, [question(p.text) for p in prompts])
+        return [None if np.isnan(p) else p for p in answers.tolist()]
+
+    return score
 
 
 VERIFIERS = {
@@ -45,8 +54,23 @@ VERIFIERS = {
         Verifier("orm", "orm", outcome_question, every_step=False),
         Verifier("prm-zero-shot", "zero-shot", process_question, every_step=True),
         Verifier("prm", "prm", process_question, every_step=True),
+        Verifier("parm", "parm", outcome_question, every_step=False),  # its last question; `parm.search` asks all three
     )
 }
+
+
+PARM_TASKS = ("outcome", "clarity", "potential")
+
+
+def parm_of(judge: Judge, untrained: bool = False) -> Parm:
+    """PARM's three answers by a judge. Raises CotlibError for one that was not trained for them, unless `untrained`."""
+    known = getattr(judge.model.config, "trained_for", ())
+    if not untrained and not set(PARM_TASKS) <= set(known):
+        raise CotlibError(
+            f"this judge was trained for {', '.join(known) or 'no question of PARM'}, PARM asks about "
+            f"{', '.join(PARM_TASKS)}; make one with stages.parm_judge, or pass untrained=True to ask it all the same"
+        )
+    return Parm(ask(judge, clarity_question), ask(judge, potential_question), ask(judge, outcome_question))
 
 
 def named(name: str) -> Verifier:

@@ -7,7 +7,7 @@ notebook that finds it there reads it, one that does not makes it. Fine-tuned ju
 
 from .data import Ranking, ranking_data, rolled_out
 from .generators import AlignedGenerator, aligned, known_generators, preference_options, recipe, source
-from .judges import Tuned, outcome_judge, process_judge, verifier_score
+from .judges import Tuned, outcome_judge, parm_judge, parm_scores, process_judge, settled, verifier_score
 from .measures import (
     Choice,
     accuracy_of_seed,
@@ -25,5 +25,16 @@ from .measures import (
     record_ordering,
     recorded,
 )
-from .pools import Climbed, Pools, climb, known_verifiers, outcome_scores, pools_of, process_scores, scores_of, verdicts
+from .pools import (
+    Climbed,
+    Pools,
+    climb,
+    known_verifiers,
+    outcome_scores,
+    parm_records,
+    pools_of,
+    process_scores,
+    scores_of,
+    verdicts,
+)
 from .sources import Source, base, decode_options, weights_digest, without

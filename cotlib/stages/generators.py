@@ -48,6 +48,7 @@ GUIDANCE_WEIGHT = 4.0
 # How a guide scores finished pictures, and what its scores depend on.
 GUIDES: dict[str, Callable[[Run], tuple[Score, Mapping[str, str]]]] = {
     "orm": lambda run: verifier_score(run, named("orm")),
+    "parm": lambda run: verifier_score(run, named("parm")),
 }
 
 

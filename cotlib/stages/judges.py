@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import models, ranking, store
+from .. import models, parm_data, ranking, store
+from ..config import suggest
 from ..judge import outcome_question, process_question
-from ..loaders import judge_to_train, load_judge, load_tokenizer
+from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
+from ..parm import Parm
 from ..run import Run
 from ..search import Score
 from ..tuning import TuneOptions, fine_tune
-from ..verifiers import Verifier
+from ..verifiers import PARM_TASKS, Verifier, parm_of
 from .data import ranking_data, rolled_out
-from .sources import weights_digest
+from .sources import weights_digest, without
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,49 @@ def process_judge(run: Run) -> Tuned:
     return _tuned(run, "prm", examples, {**data.identity, "n_rolled_out": run.params["n_rolled_out"]})
 
 
-def _tuned(run: Run, name: str, examples: list[dict], depends_on: Mapping[str, Any]) -> Tuned:
-    """Fine-tune the zero-shot judge on examples, once. The data set is kept beside the weights, with a card."""
+PARM_PATHS, PARM_STEPS = 4, 2  # of each training prompt: paths, and steps of each path, that PARM's judge learns from
+
+
+def settled(run: Run) -> dict[str, list[int]]:
+    """The step from which the evaluator's verdict on some training paths stands (see `parm_data.settle`)."""
+    data = ranking_data(run)
+    ledger = run.ledger("train-settled", n_paths=PARM_PATHS, **without(data.identity, "n_neighbours"))
+    paint, evaluator = load_tokenizer(run.scale).decode, trusted_evaluator(run.scale)
+    return parm_data.settle(data.pool, paint, evaluator, ledger, PARM_PATHS)
+
+
+def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
+    """The judge fine-tuned on clarity, potential and finished pictures together (PARM).
+
+    Raises ValueError for clarity labels other than "settled" and "static".
+    """
+    if clarity not in parm_data.CLARITY_LABELS:
+        raise ValueError(f"unknown clarity labels {clarity!r}; {suggest(clarity, parm_data.CLARITY_LABELS)}")
+    data = ranking_data(run)
+    ends = ranking.outcome_examples(data.pool, data.labels, outcome_question)
+    steps = parm_data.step_examples(
+        data.pool,
+        data.labels,
+        settled(run) if clarity == "settled" else None,
+        run.seed,
+        PARM_PATHS,
+        PARM_STEPS,
+        n_questions=len(ends[0]["questions"]),
+    )
+    examples = [
+        {**example, "questions": [[q] if isinstance(q, str) else list(q) for q in example["questions"]]}
+        for example in (*ends, *steps)
+    ]
+    return _tuned(run, "parm", examples, {**data.identity, "clarity": clarity}, PARM_TASKS)
+
+
+def _tuned(
+    run: Run, name: str, examples: list[dict], depends_on: Mapping[str, Any], trained_for: Sequence[str] = ()
+) -> Tuned:
+    """Fine-tune the zero-shot judge on examples, once. The data set is kept beside the weights, with a card.
+
+    trained_for: the questions that it now can answer, kept in its configuration.
+    """
     options = TuneOptions(epochs=run.params["tune_epochs"], seed=run.seed)
     if not run.scale.offline:
         options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
@@ -61,6 +104,7 @@ def _tuned(run: Run, name: str, examples: list[dict], depends_on: Mapping[str, A
         ranking.save(data, folder / "data", depends_on)
         judge = judge_to_train(run.scale)
         log = fine_tune(judge, data, load_tokenizer(run.scale).decode, options, folder)
+        judge.model.config.trained_for = list(trained_for)
         judge.save_pretrained(folder)
         return {"log": log, "seconds": round(time.perf_counter() - start, 1), "examples": len(data)}
 
@@ -74,5 +118,11 @@ def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]
     identity = weights_digest(run, "tokenizer")
     if verifier.judge == "zero-shot":
         return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
-    folder = {"orm": outcome_judge, "prm": process_judge}[verifier.judge](run).folder
+    folder = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}[verifier.judge](run).folder
     return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
+
+
+def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
+    """PARM's three answers by its judge, and what they depend on."""
+    folder = parm_judge(run).folder
+    return parm_of(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
+from .. import store
+from ..config import suggest
 from ..loaders import load_generator, load_tokenizer, trusted_evaluator
+from ..parm import RELEASED, ParmOptions, replay, scores
 from ..run import Run
 from ..search import Pool, Score, decode_pool, score_pool, stepwise
 from ..verifiers import VERIFIERS, named
 from .generators import source
-from .judges import verifier_score
+from .judges import parm_scores, verifier_score
 from .sources import base, decode_options, weights_digest
 
 
@@ -86,9 +89,40 @@ def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
 
     Raises ValueError for a verifier that searches step by step, and so chooses from no pool.
     """
+    if verifier in PARM:
+        return [
+            {id: scores(record) for id, record in records.items()} for records in parm_records(run, pools, verifier)
+        ]
     if named(verifier).every_step:
         raise ValueError(f"{verifier} chooses at every step and not from a pool; use stages.climb")
     return outcome_scores(run, pools, verifier)
+
+
+PARM = {"parm": ParmOptions(), "parm-released": RELEASED}
+
+
+def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any) -> list[dict[str, dict]]:
+    """Per pool and prompt id, what PARM does with the candidates and what that costs (see `parm.search`).
+
+    `changes` to the options, such as promising=0.3, are another search. Raises ValueError for another verifier.
+    """
+    if verifier not in PARM:
+        raise ValueError(f"{verifier!r} is no way to use PARM; {suggest(verifier, PARM)}")
+    options = replace(PARM[verifier], **changes)
+    answers, identity = parm_scores(run)
+    paint = load_tokenizer(run.scale).decode
+    name = verifier if not changes else f"{verifier}-{store.digest(changes)[:8]}"
+    return [
+        replay(
+            pool,
+            paint,
+            answers,
+            options,
+            run.ledger(f"{pools.generator}-{i}-{name}", image=i, **pools.identity, **identity, parm=asdict(options)),
+            run.seed,
+        )
+        for i, pool in enumerate(pools)
+    ]
 
 
 def _scored(run: Run, pools: Pools, what: str, score: Score, identity: Mapping[str, str]) -> list[dict]:

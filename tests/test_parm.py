@@ -1,0 +1,244 @@
+"""PARM: which paths are stopped, what is chosen, what it costs; and what its judge learns from."""
+
+from itertools import combinations
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_decode import ToyGenerator
+
+from cotlib import parm, parm_data
+from cotlib.decode import DecodeOptions
+from cotlib.errors import CotlibError
+from cotlib.judge import clarity_question, potential_question
+from cotlib.parm import Parm, ParmOptions, prune_and_branch, replay, search
+from cotlib.prompts import geneval_prompts, take
+from cotlib.search import Pool, decode_pool
+from cotlib.store import Ledger
+from cotlib.verifiers import PARM_TASKS, parm_of
+
+PROMPTS = take(geneval_prompts(), 1)
+OPTIONS, DEFAULT = DecodeOptions(steps=4), ParmOptions()
+N = 5
+
+
+def paint(codes):
+    return codes.numpy()
+
+
+def pseudo(salt):
+    """A judge's answers that depend on the picture and the question only."""
+    return lambda pictures, prompts: [(int(p.sum()) * 7 + salt * 13) % 101 / 100 for p in pictures]
+
+
+JUDGE = Parm(pseudo(1), pseudo(2), pseudo(3))
+
+
+class Counting(ToyGenerator):
+    rows = 0
+
+    def hidden_after(self, prefix, codes, masked):
+        Counting.rows += len(codes)
+        return super().hidden_after(prefix, codes, masked)
+
+
+def searched(path, prompts=PROMPTS, judge=JUDGE, options=DEFAULT, **others):
+    others = {"batch_size": 4, "group": 3, **others}
+    return search(Counting(), prompts, N, 0, OPTIONS, paint, judge, options, Ledger(path, "k"), **others)
+
+
+def the_pool(path):
+    return decode_pool(ToyGenerator(), PROMPTS, N, 0, OPTIONS, Ledger(path, "k"))
+
+
+def timeless(records):
+    return {id: {k: v for k, v in record.items() if k != "seconds"} for id, record in records.items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ParmOptions(),
+        ParmOptions(clear=0.8, promising=0.7),
+        ParmOptions(promising=1.0),
+        ParmOptions(first=2),
+        parm.RELEASED,
+    ],
+    ids=str,
+)
+def test_a_live_search_and_its_replay_from_the_pool_are_the_same(tmp_path, options):
+    live = searched(tmp_path / "a.jsonl", options=options)
+    replayed = replay(the_pool(tmp_path / "p.jsonl"), paint, JUDGE, options, Ledger(tmp_path / "b.jsonl", "k"), 0)
+    assert timeless(live) == timeless(replayed)
+
+
+def test_the_chosen_picture_is_that_of_the_pool_and_stopped_paths_are_not_decoded(tmp_path):
+    pool = the_pool(tmp_path / "p.jsonl")
+    Counting.rows = 0
+    records = searched(tmp_path / "a.jsonl")
+    for p in PROMPTS:
+        r = records[p.id]
+        assert r["codes"] == pool.codes[p.id][r["chosen"]].tolist()
+        for steps, clear, promising in zip(r["steps"], r["clear"], r["promising"], strict=True):
+            assert steps == (4 if promising or clear is None else clear + 1)
+    L = len(records[PROMPTS[0].id]["codes"])
+    assert 2 * L * Counting.rows == 2 * 2 * sum(r["token_steps"] for r in records.values())  # guidance reads twice
+    assert Counting.rows < 2 * len(PROMPTS) * N * 4
+
+
+def test_answers_decide_as_the_paper_says(tmp_path):
+    """Clear at the second step; potential by candidate; the best outcome among those with potential is chosen."""
+    pool = Pool(PROMPTS[:1], {PROMPTS[0].id: np.arange(N * 4).reshape(N, 4, 1).astype(np.int16)})
+    seen = lambda picture: (int(picture[0]) // 4, int(picture[0]) % 4)  # noqa: E731 (candidate, step)
+    judge = Parm(
+        clarity=lambda pictures, _: [0.9 if seen(p)[1] >= 1 else 0.1 for p in pictures],
+        potential=lambda pictures, _: [(0.2, 0.6, 0.9, 0.4, 0.7)[seen(p)[0]] for p in pictures],
+        outcome=lambda pictures, _: [(1.0, 0.3, 0.2, 1.0, 0.8)[seen(p)[0]] for p in pictures],
+    )
+    (record,) = replay(pool, paint, judge, ParmOptions(), Ledger(tmp_path / "a.jsonl", "k"), 0).values()
+    assert record["clear"] == [1] * N and record["promising"] == [False, True, True, False, True]
+    assert record["steps"] == [2, 4, 4, 2, 4] and record["token_steps"] == 16
+    assert record["outcome"] == [None, 0.3, 0.2, None, 0.8] and record["chosen"] == 4 and not record["fallback"]
+    assert record["judge_calls"] == 2 * N + N + 3
+
+
+def test_all_paths_stopped_the_one_of_highest_potential_is_finished(tmp_path):
+    pool = the_pool(tmp_path / "p.jsonl")
+    judge = Parm(lambda x, _: [1.0] * len(x), lambda x, _: [float(p.sum() % 7) / 100 for p in x], JUDGE.outcome)
+    for id, r in searched(tmp_path / "a.jsonl", judge=judge).items():
+        assert r["fallback"] and r["steps"] == [1] * N and r["outcome"] == [None] * N
+        assert r["potential"][r["chosen"]] == max(r["potential"])
+        assert r["codes"] == pool.codes[id][r["chosen"]].tolist()
+        assert r["token_steps"] == len(r["codes"]) * (N + 3)
+
+
+@pytest.mark.parametrize("answer", [0.0, None])
+def test_no_clear_step_ever_takes_the_first_path(tmp_path, answer):
+    judge = Parm(lambda x, _: [answer] * len(x), None, None)
+    for r in searched(tmp_path / "a.jsonl", judge=judge).values():
+        assert r["clear"] == [None] * N and r["potential"] == [None] * N and r["fallback"] and r["chosen"] == 0
+        assert r["steps"] == [4] * N and r["judge_calls"] == 4 * N
+
+
+def test_scores_order_every_subset_as_a_search_over_it_would_choose(tmp_path):
+    for r in searched(tmp_path / "a.jsonl").values():
+        order = parm.scores(r)
+        for subset in combinations(range(N), 3):
+            promising = [k for k in subset if r["promising"][k]]
+            by = (lambda k: r["outcome"][k]) if promising else (lambda k: r["potential"][k] or 0.0)  # noqa: B023
+            assert max(subset, key=lambda k: order[k]) == max(promising or subset, key=by)  # noqa: B023
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.5, 0.9, 1.0])
+def test_another_limit_of_potential_needs_no_other_search(tmp_path, limit):
+    pool = the_pool(tmp_path / "p.jsonl")
+
+    def found(name, **options):
+        return replay(pool, paint, JUDGE, ParmOptions(**options), Ledger(tmp_path / name, "k"), 0)
+
+    everything, wanted = found("a.jsonl", promising=0.0, stop=False), found("b.jsonl", promising=limit)
+    for p in PROMPTS:
+        made = parm.with_limit(everything[p.id], limit)
+        assert made == {name: wanted[p.id][name] for name in made}
+
+
+def test_released_stops_nothing_and_samples_its_answers(tmp_path):
+    sure = Parm(lambda x, _: [0.5] * len(x), lambda x, _: [0.5] * len(x), JUDGE.outcome)
+    records = searched(tmp_path / "a.jsonl", judge=sure, options=parm.RELEASED).values()
+    assert all(r["steps"] == [4] * N for r in records)
+    promising = [p for r in records for p in r["promising"]]
+    assert 0 < sum(promising) < len(promising)
+
+
+def test_a_killed_search_goes_on_and_asks_finished_prompts_nothing(tmp_path):
+    whole = searched(tmp_path / "a.jsonl")
+    searched(tmp_path / "b.jsonl", prompts=PROMPTS[2:4])
+
+    def refuses(pictures, prompts):
+        assert not {p.id for p in prompts} & {p.id for p in PROMPTS[2:4]}
+        return JUDGE.clarity(pictures, prompts)
+
+    again = searched(tmp_path / "b.jsonl", judge=Parm(refuses, JUDGE.potential, JUDGE.outcome), group=2)
+    assert timeless(again) == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    "options", [{"clear": 1.2}, {"promising": -0.1}, {"clear": float("nan")}, {"answers": "x"}, {"first": -1}]
+)
+def test_impossible_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        ParmOptions(**options)
+
+
+def test_no_candidates_are_refused_before_any_compute(tmp_path):
+    with pytest.raises(ValueError, match="at least 1"):
+        search(ToyGenerator(), PROMPTS, 0, 0, OPTIONS, paint, JUDGE, ParmOptions(), Ledger(tmp_path / "a.jsonl", "k"))
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_judge_without_parms_training_is_refused():
+    judge = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(trained_for=["outcome"])))
+    with pytest.raises(CotlibError, match="trained for outcome.*stages.parm_judge"):
+        parm_of(judge)
+    judge.model.config.trained_for = list(PARM_TASKS)
+    assert isinstance(parm_of(judge), Parm)
+
+
+def test_prune_and_branch_keeps_the_best_and_its_account(tmp_path):
+    judge = Parm(None, *[lambda pictures, prompts: [float(p.sum()) for p in pictures]] * 2)
+    Counting.rows = 0
+    found = prune_and_branch(
+        Counting(), PROMPTS, 6, 2, 0, OPTIONS, paint, judge, Ledger(tmp_path / "a.jsonl", "k"), group=4
+    )
+    L = len(found[PROMPTS[0].id]["codes"])
+    assert Counting.rows * L == 2 * sum(r["token_steps"] for r in found.values())
+    assert all(r["token_steps"] == L * (6 * 2 + 2 * 2) and r["judge_calls"] == 14 for r in found.values())
+    plain = the_pool(tmp_path / "p.jsonl")
+    assert sum(sum(r["codes"]) for r in found.values()) > sum(int(plain.codes[p.id][0].sum()) for p in PROMPTS)
+    with pytest.raises(ValueError, match="keep"):
+        prune_and_branch(ToyGenerator(), PROMPTS, 2, 3, 0, OPTIONS, paint, judge, Ledger(tmp_path / "b.jsonl", "k"))
+
+
+# --- What the judge learns from ---
+
+
+@pytest.mark.parametrize(("verdicts", "step"), [("1111", 0), ("0111", 1), ("1010", 3), ("0001", 3), ("0000", 0)])
+def test_a_verdict_is_settled_from_the_step_on_which_it_stands(verdicts, step):
+    assert parm_data.settled_from(np.array([v == "1" for v in verdicts])) == step
+
+
+def test_static_clarity_is_the_papers_rule_by_step():
+    of_18 = [parm_data.static_clarity(step, 18) for step in range(18)]
+    assert of_18 == [False] * 9 + [None, None] + [True] * 7
+    assert [parm_data.static_clarity(step, 8) for step in range(8)] == [False] * 4 + [True] * 4
+
+
+def test_step_examples_ask_potential_and_clarity_with_the_labels_of_the_path():
+    (prompt,) = PROMPTS[:1]
+    pool = Pool((prompt,), {prompt.id: np.arange(2 * 4).reshape(2, 4, 1).astype(np.int16)})
+    labels = {prompt.id: {"asked": [prompt.text, "other"], "right": [[True, False], [False, True]]}}
+    examples = parm_data.step_examples(pool, labels, {prompt.id: [2, 0]}, 0, n_paths=2, n_steps=4, n_questions=3)
+    assert [e["codes"] for e in examples] == [[i] for i in range(8)]
+    questions = [potential_question(prompt.text), clarity_question(prompt.text), potential_question("other")]
+    assert all(e["questions"] == questions for e in examples)
+    assert [e["answers"] for e in examples[:4]] == [["yes", "no", "no"]] * 2 + [["yes", "yes", "no"]] * 2
+    assert [e["answers"] for e in examples[4:]] == [["no", "yes", "yes"]] * 4
+
+
+def test_settling_asks_the_evaluator_about_every_step_and_resumes(tmp_path):
+    pool = Pool(PROMPTS[:3], {p.id: np.arange(2 * 4).reshape(2, 4, 1).astype(np.int16) for p in PROMPTS[:3]})
+
+    class Evaluator:
+        def evaluate(self, images, prompts):
+            return [SimpleNamespace(correct=int(image[0]) % 4 >= 2) for image in images]
+
+    ledger = tmp_path / "s.jsonl"
+    found = parm_data.settle(pool, paint, Evaluator(), Ledger(ledger, "k"), n_paths=9, group=2)
+    assert found == {p.id: [2, 2] for p in PROMPTS[:3]}
+    assert parm_data.settle(pool, paint, None, Ledger(ledger, "k"), n_paths=9) == found
+
+
+def test_clear_and_promising_paths_are_torch_free_records(tmp_path):
+    (record,) = searched(tmp_path / "a.jsonl", prompts=PROMPTS[:1]).values()
+    assert not any(isinstance(value, torch.Tensor) for value in record.values())
