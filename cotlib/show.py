@@ -24,6 +24,7 @@ METHODS = {
     "orm": ("#0072B2", "D", "-", "ORM, fine-tuned"),
     "prm-zero-shot": ("#CC79A7", "<", "-.", "PRM, zero-shot"),
     "prm": ("#009E73", ">", "-.", "PRM, fine-tuned"),
+    "parm": ("#E69F00", "*", "-", "PARM"),
     "oracle": ("#D55E00", "v", "--", "oracle (the evaluator chooses)"),
 }
 GENERATORS = {
