@@ -169,7 +169,7 @@ class Notebook:
 
 COMPUTED = (
     *("01_baseline", "02_outcome_verifier", "03_process_verifier"),
-    *("04_preference_alignment", "06_integration"),
+    *("04_preference_alignment", "05_parm", "06_integration"),
 )
 NOTEBOOKS = {
     "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
@@ -180,8 +180,12 @@ NOTEBOOKS = {
     "04_preference_alignment": Notebook(
         upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, *ALIGNING)
     ),
+    "05_parm": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier", "03_process_verifier"),
+        overrides=(*SAMPLING, *TRAINING, "n_rolled_out"),
+    ),
     "06_integration": Notebook(
-        upstream=("01_baseline", "02_outcome_verifier", "04_preference_alignment"),
+        upstream=("01_baseline", "02_outcome_verifier", "04_preference_alignment", "05_parm"),
         overrides=(*SAMPLING, *TRAINING, *ALIGNING),
     ),
     "08_report": Notebook(upstream=COMPUTED, weights=()),

@@ -28,6 +28,7 @@ from .seeds import sample_seed
 from .store import Ledger
 
 ANSWERS = ("threshold", "sampled")
+ANSWERED = ("clear", "potential", "promising", "outcome")  # of a path, by the judge
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ def _record(
     mine = paths[start : start + n]
     record = {
         "prompt": mine[0].prompt.id,
-        **{name: [getattr(p, name) for p in mine] for name in ("steps", "clear", "potential", "promising", "outcome")},
+        **{name: [getattr(p, name) for p in mine] for name in ("steps", *ANSWERED)},
     }
     chosen = best_of_n(scores(record), n)
     i, n_decoded = start + chosen, sum(path.steps for path in mine)
@@ -306,6 +307,33 @@ def with_limit(record: dict[str, Any], promising: float) -> dict[str, Any]:
         "token_steps": L * (sum(changed["steps"]) + finished),
         "judge_calls": asked + sum(keeps),
     }
+
+
+def released_loop(
+    generator: Generator,
+    prompt: Prompt,
+    n: int,
+    seed: int,
+    decoding: DecodeOptions,
+    paint: Paint,
+    parm: Parm,
+    image: int = 0,
+) -> int:
+    """The candidate that `search` chooses with the options RELEASED, found in the shape of the released code.
+
+    One candidate after the other, every step painted, one question at a time, nothing stopped: what PARM's speed is
+    compared with.
+    """
+    paths, ends = [_Path(prompt, k) for k in range(n)], {}
+    for i, path in enumerate(paths):
+        for after in decode(generator, [prompt.text], [_seed(seed, path, image)], decoding):
+            pictures = paint(after.codes)
+            if path.clear is None:
+                _look([path], [0], after.codes, after.index, lambda _: pictures, parm, RELEASED, seed)  # noqa: B023
+        if path.promising:
+            ends[i] = after.codes[0]
+            _ask_outcome(paths, [i], ends, paint, parm)
+    return best_of_n(scores({name: [getattr(p, name) for p in paths] for name in ANSWERED}), n)
 
 
 # --- Another shape: prune, branch, prune ------------------------------------------------------------------------------

@@ -24,7 +24,9 @@ METHODS = {
     "orm": ("#0072B2", "D", "-", "ORM, fine-tuned"),
     "prm-zero-shot": ("#CC79A7", "<", "-.", "PRM, zero-shot"),
     "prm": ("#009E73", ">", "-.", "PRM, fine-tuned"),
-    "parm": ("#E69F00", "*", "-", "PARM"),
+    "parm": ("#E69F00", "P", "-", "PARM"),
+    "parm-released": ("#F0E442", "X", "--", "PARM as released (stops nothing)"),
+    "prune-and-branch": ("#882255", "d", ":", "prune and branch"),
     "oracle": ("#D55E00", "v", "--", "oracle (the evaluator chooses)"),
 }
 GENERATORS = {
@@ -359,5 +361,61 @@ def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int = 8) -> 
     ax.title.set_fontsize(9)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def film_strip(rows: Sequence[tuple[str, np.ndarray, Sequence[str], int, bool | None]], size: float = 1.15) -> Figure:
+    """Paths as PARM sees them, a row each: name, pictures uint8 [T, H, W, 3], a verdict a step, steps decoded, right.
+
+    Steps that were not decoded are veiled; the last picture of a finished path is framed as in `grid`.
+    """
+    T = max(len(pictures) for _, pictures, *_ in rows)
+    fig, axes = plt.subplots(len(rows), T, figsize=(size * T, (size + 0.42) * len(rows)), squeeze=False)
+    for line, (name, pictures, verdicts, n_decoded, right) in zip(axes, rows, strict=True):
+        for step, ax in enumerate(line):
+            _bare(ax)
+            decoded = step < n_decoded
+            ax.imshow(pictures[step], interpolation="nearest", alpha=1.0 if decoded else 0.12)
+            ax.set_xlabel(verdicts[step] if decoded else "", fontsize=6)
+            if line is axes[0]:
+                ax.set_title(f"step {step + 1}", fontsize=8)
+        line[0].set_ylabel(fill(name, 16), fontsize=7)
+        if right is not None and n_decoded == T:
+            line[-1].spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if right else "#D55E00")
+            line[-1].spines[:].set_linestyle("-" if right else (0, (3, 2)))
+    fig.tight_layout(pad=0.4)
+    return fig
+
+
+def first_clear_steps(counts: Mapping[str, Sequence[int]], T: int) -> Figure:
+    """How many paths are clear for the first time after each step {name: [first clear step 0..T-1, T: never]}."""
+    fig, ax = plt.subplots(figsize=(6, 2.8))
+    styles = zip(("#0072B2", "#E69F00", "#009E73"), ("", "//", ".."), strict=True)
+    for i, ((name, firsts), (color, hatch)) in enumerate(zip(counts.items(), styles, strict=False)):
+        shares = np.bincount(firsts, minlength=T + 1) / max(1, len(firsts))
+        x = np.arange(T + 1) + 0.8 * ((i + 0.5) / len(counts) - 0.5)
+        ax.bar(x, shares, 0.75 / len(counts), color=color, hatch=hatch, alpha=0.75, label=f"{name}, n = {len(firsts)}")
+    ax.set_xticks(range(T + 1), [*map(str, range(1, T + 1)), "never"])
+    ax.set(xlabel="first clear step", ylabel="share of paths")
+    ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def auc_by_step(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
+    """AUC of answers at each step {name: {step 0..T-1: Estimate}}, band = 95 % interval."""
+    fig, ax = plt.subplots(figsize=(6, 2.8))
+    styles = cycle((("#E69F00", "P", "-"), ("#0072B2", "D", "--"), ("#009E73", ">", ":")))
+    for (name, curve), (color, marker, dash) in zip(curves.items(), styles, strict=False):
+        steps = sorted(curve)
+        x = [s + 1 for s in steps]
+        ax.plot(x, [curve[s].value for s in steps], color=color, marker=marker, ls=dash, ms=4, label=name)
+        ax.fill_between(x, [curve[s].low for s in steps], [curve[s].high for s in steps], color=color, alpha=0.15, lw=0)
+    ax.axhline(0.5, color="0.7", ls=":")
+    ax.set(xlabel="step", ylabel="AUC")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if curves:
+        ax.legend(fontsize=7)
     fig.tight_layout()
     return fig

@@ -55,6 +55,8 @@ VERIFIERS = {
         Verifier("prm-zero-shot", "zero-shot", process_question, every_step=True),
         Verifier("prm", "prm", process_question, every_step=True),
         Verifier("parm", "parm", outcome_question, every_step=False),  # its last question; `parm.search` asks all three
+        Verifier("parm-clarity", "parm", clarity_question, every_step=True),
+        Verifier("parm-potential", "parm", potential_question, every_step=True),
     )
 }
 

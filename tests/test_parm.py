@@ -151,6 +151,14 @@ def test_released_stops_nothing_and_samples_its_answers(tmp_path):
     assert 0 < sum(promising) < len(promising)
 
 
+def test_the_released_loop_makes_the_same_choice_one_candidate_at_a_time(tmp_path):
+    records = searched(tmp_path / "a.jsonl", options=parm.RELEASED)
+    for p in PROMPTS:
+        chosen = parm.released_loop(ToyGenerator(), p, N, 0, OPTIONS, paint, JUDGE)
+        assert chosen == records[p.id]["chosen"]
+    assert len({r["chosen"] for r in records.values()}) > 1
+
+
 def test_a_killed_search_goes_on_and_asks_finished_prompts_nothing(tmp_path):
     whole = searched(tmp_path / "a.jsonl")
     searched(tmp_path / "b.jsonl", prompts=PROMPTS[2:4])

@@ -11,7 +11,7 @@ import torch
 from .. import store
 from ..config import suggest
 from ..loaders import load_generator, load_tokenizer, trusted_evaluator
-from ..parm import RELEASED, ParmOptions, replay, scores
+from ..parm import RELEASED, ParmOptions, prune_and_branch, replay, scores
 from ..run import Run
 from ..search import Pool, Score, decode_pool, score_pool, stepwise
 from ..verifiers import VERIFIERS, named
@@ -200,5 +200,37 @@ def climb(run: Run, verifier: str, n: int) -> list[Climbed]:
                 {id: record["scores"] for id, record in found.items()},
                 {id: record["distance"] for id, record in found.items()},
             )
+        )
+    return searched
+
+
+def pruned(run: Run, n: int, keep: int) -> list[dict[str, dict]]:
+    """Prune and branch with PARM's judge, for each image of a prompt (see `parm.prune_and_branch`).
+
+    By prompt id: correct, token_steps, judge_calls.
+    """
+    answers, identity = parm_scores(run)
+    made_by = {"n": n, "keep": keep, **base(run).made_by, **identity}
+    paint, searched = load_tokenizer(run.scale).decode, []
+    for image in range(run.params["n_images"]):
+        name = f"prune-{image}-{n}-{keep}"
+        found = prune_and_branch(
+            load_generator(run.scale),
+            run.prompts,
+            n,
+            keep,
+            run.seed,
+            decode_options(run),
+            paint,
+            answers,
+            run.ledger(name, image=image, **made_by),
+            image=image,
+        )
+        codes = {id: torch.tensor([record["codes"]]) for id, record in found.items()}
+        ledger = run.ledger(f"{name}-verdicts", image=image, **made_by, **weights_digest(run, "detector"))
+        judged = score_pool(run.prompts, codes, paint, _verdict_score(run), ledger, "verdicts")
+        kept = ("token_steps", "judge_calls")
+        searched.append(
+            {id: {"correct": judged[id][0]["correct"], **{k: r[k] for k in kept}} for id, r in found.items()}
         )
     return searched
