@@ -171,7 +171,7 @@ def masked_inputs(model: Showo, texts: list[str], codes: torch.Tensor, masked: t
     labels = nn.functional.pad(labels, (T + 1, 1), value=-100)
     return {
         "input_ids": model.sequence(text_ids, codes, masked),
-        "attention_mask": model.attention_mask(text_ids),
+        "attention_mask": model.as_mask(model.attention_mask(text_ids)),
         "shift_labels": labels,
         "completion_mask": (labels != -100).long(),
     }
@@ -296,7 +296,8 @@ def align(
     model.showo.__dict__.pop("forward", None)  # TRL's own, which a saved or copied model must not keep
     model.eval()
     history = trainer.state.log_history
-    log = [record for record in history if "loss" in record]
+    # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
+    log = [{k: v for k, v in record.items() if k != "num_tokens"} for record in history if "loss" in record]
     return Aligned(log, held, [record[REWARD] for record in history if REWARD in record])
 
 

@@ -179,7 +179,7 @@ class Showo(nn.Module):
         allowed = allowed[None] & (~is_pad[:, None, :] | is_pad[:, :, None])  # pads are seen by pads only
         return allowed[:, None]
 
-    def _as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
+    def as_mask(self, allowed: torch.Tensor) -> torch.Tensor:
         """As the backbone's attention wants it: the eager one adds its mask, the fused ones read booleans."""
         if self.showo.config._attn_implementation != "eager":
             return allowed
@@ -189,7 +189,7 @@ class Showo(nn.Module):
 
     def hidden(self, text_ids: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """Last hidden states of the image tokens [B, L, D]."""
-        ids, mask = self.sequence(text_ids, codes, masked), self._as_mask(self.attention_mask(text_ids))
+        ids, mask = self.sequence(text_ids, codes, masked), self.as_mask(self.attention_mask(text_ids))
         out = self.showo.model(input_ids=ids, attention_mask=mask, use_cache=False)
         return out.last_hidden_state[:, text_ids.shape[1] + 1 : -1]
 
@@ -204,7 +204,7 @@ class Showo(nn.Module):
         allowed = self.attention_mask(ids)[:, :, :T, :T]
         self.showo.model(
             input_ids=ids,
-            attention_mask=self._as_mask(allowed),
+            attention_mask=self.as_mask(allowed),
             position_ids=torch.arange(self.config.text_length - T, self.config.text_length, device=self.device)[None],
             past_key_values=cache,
         )
@@ -218,7 +218,7 @@ class Showo(nn.Module):
         allowed = nn.functional.pad(prefix.is_text, (0, ids.shape[1]), value=True)[:, None, None]
         out = self.showo.model(
             input_ids=ids,
-            attention_mask=self._as_mask(allowed.expand(B, 1, ids.shape[1], -1)),
+            attention_mask=self.as_mask(allowed.expand(B, 1, ids.shape[1], -1)),
             position_ids=torch.arange(T, T + ids.shape[1], device=ids.device)[None],
             past_key_values=prefix,
         )

@@ -78,6 +78,7 @@ def test_a_guided_model_depends_on_its_verifier_and_an_unguided_one_does_not(key
 def test_a_guided_model_has_the_pairs_of_the_plain_one_and_a_gradient_unless_asked_otherwise(keys):
     plain, guided, released = keys("it-dpo"), keys("it-dpo-orm"), keys("it-dpo-orm", guidance="detached")
     assert plain["pairs"] == guided["pairs"] and plain["generator"] == guided["generator"] == "dpo"
+    assert guided["options"]["guidance_weight"] == generators.GUIDANCE_WEIGHT != plain["options"]["guidance_weight"]
     assert [k["options"]["guidance"] for k in (plain, guided, released)] == ["none", "policy-gradient", "detached"]
 
 

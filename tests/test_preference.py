@@ -200,6 +200,25 @@ def test_loss_and_gradients_are_those_of_the_formula(model, tmp_path, options):
     assert max(p.grad.abs().max() for p in plain.parameters() if p.grad is not None) > 1e-3
 
 
+def test_the_loss_is_the_same_whatever_the_attention(model, tmp_path):
+    losses, logs = {}, {}
+    for attention in ("sdpa", "eager"):
+        mine = copy.deepcopy(model)
+        mine.showo.set_attn_implementation(attention)
+        trainer = trainer_of(mine, tmp_path)
+        batch = trainer.data_collator(trainer.train_dataset.to_list())
+        trainer.ref_model.lm_head.weight.data *= 1.5
+        losses[attention] = trainer.compute_loss(trainer.model, batch).item()
+        mine = copy.deepcopy(model)
+        mine.showo.set_attn_implementation(attention)
+        logs[attention] = align(mine, pairs(), [], OPTIONS, tmp_path / attention).log
+    assert losses["eager"] == pytest.approx(losses["sdpa"], abs=1e-5) and losses["sdpa"] != pytest.approx(
+        0.6931, abs=1e-3
+    )
+    assert logs["eager"][0]["logps/chosen"] == pytest.approx(logs["sdpa"][0]["logps/chosen"], rel=1e-2)  # in bfloat16
+    assert all(np.isfinite(value) for record in logs["eager"] for value in record.values())
+
+
 def test_training_prefers_what_was_chosen_also_on_held_out_pairs(model, tmp_path):
     before = torch.get_rng_state()
     aligned = align(model, pairs(24), pairs(6), replace(OPTIONS, epochs=4), tmp_path)

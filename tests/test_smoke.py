@@ -42,4 +42,6 @@ def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
     assert {"ordering/it-dpo-orm > it-dpo", "ordering/it-dpo-orm/orm@4 > base/none"} <= names
     released = next(r for r in records if r["name"] == "it-dpo-orm/detached-weight-change")
     assert released["value"] == 0  # the released guidance has no gradient
+    moved = pd.read_csv(outputs / "06_integration" / "tables" / "guided_training.csv")["weights moved from plain"]
+    assert moved[0] > 0 == moved.iloc[-1]
     assert {"evaluator/agreement", "evaluator/false-correct", "speed/decode", "tokenizer/psnr"} <= names
