@@ -35,6 +35,7 @@ from .pools import (
     parm_records,
     pools_of,
     process_scores,
+    pruned,
     scores_of,
     verdicts,
 )
