@@ -3,7 +3,7 @@
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
-#   make bench                how much faster decoding is than the plain loop, about two minutes
+#   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make lab                  JupyterLab on the notebooks
 #   make clean                caches; outputs/ and .venv stay
 

@@ -5,21 +5,44 @@ token, every position gets the logits of the whole vocabulary, guidance is appli
 given the same noise, drawn before the clock starts, so in float32 they must give the same tokens.
 
 The default network is large enough that the time is spent where Show-o spends it: 85 million random weights.
+
+`compare_parm` does the same for the search: the released loop's shape, one candidate after the other, decoded by that
+plain loop, every step painted and judged alone, nothing stopped, against `parm.search`, both with the pocket models.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from .decode import LOG_CERTAIN, DecodeOptions, RecordedNoise, decode, final, gumbel, remask, remask_temperature
+from .config import SCALES
+from .decode import (
+    LOG_CERTAIN,
+    DecodeOptions,
+    Noise,
+    RecordedNoise,
+    SeededNoise,
+    Step,
+    decode,
+    final,
+    remask,
+    remask_temperature,
+)
+from .loaders import generator_to_train, load_generator, load_judge, load_tokenizer
+from .parm import Parm, ParmOptions, released_loop, search
+from .prompts import Prompt, geneval_prompts, take
+from .search import Paint
 from .showo import PHI_ROPE, Showo, ShowoConfig
+from .store import Ledger
+from .verifiers import parm_of
 from .words import build_tokenizer
 
 SIZES = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 2048}
@@ -48,7 +71,21 @@ class Comparison:
 @torch.inference_mode()
 def reference(model: Showo, texts: list[str], noise: RecordedNoise, options: DecodeOptions) -> torch.Tensor:
     """Codes int64 [B, L] by the plain loop."""
+    return final(plain_steps(model, texts, noise, options)).codes
+
+
+@torch.inference_mode()
+def plain_steps(
+    model: Showo,
+    texts: list[str],
+    noise: Sequence[int] | Noise,
+    options: DecodeOptions,
+    candidates: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """The plain loop, called as `decode` is."""
     B, L, config = len(texts), model.config.num_vq_tokens, model.config
+    noise = noise if isinstance(noise, Noise) else SeededNoise(noise, L)
+    heat = [[remask_temperature(step, options, k) for k in candidates or [0]] for step in range(options.steps)]
     text = model.text_ids([*texts, *[""] * B])
     mask = torch.zeros(()).masked_fill(~model.attention_mask(text), torch.finfo(torch.float32).min)  # [2B, 1, S, S]
     codes, masked = torch.zeros(B, L, dtype=torch.long), torch.ones(B, L, dtype=torch.bool)
@@ -57,12 +94,11 @@ def reference(model: Showo, texts: list[str], noise: RecordedNoise, options: Dec
         asked, free = model.showo(input_ids=ids, attention_mask=mask, use_cache=False).logits.chunk(2)
         logits = (1 + options.guidance) * asked - options.guidance * free
         p = logits[:, -L - 1 : -1, config.image_offset : config.mask_id].softmax(-1)  # [B, L, V]
-        drawn = (p / noise.exponential[step]).argmax(-1)
-        codes = torch.where(masked, drawn, codes)
+        codes = codes.masked_scatter(masked, noise.tokens(step, p[masked], masked))
         confidence = p.gather(-1, codes[..., None])[..., 0].clamp(1e-20).log().where(masked, LOG_CERTAIN)
-        noisy = confidence + remask_temperature(step, options) * gumbel(noise.uniform[step])
+        noisy = confidence + torch.tensor(heat[step])[:, None] * noise.confidence(step)
         masked = remask(noisy, masked, step, options)
-    return codes
+        yield Step(step, codes, masked, confidence.exp().clamp(max=1.0))
 
 
 def recorded(seed: int, steps: int, B: int, L: int, V: int) -> RecordedNoise:
@@ -109,3 +145,67 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+# --- The search -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ParmComparison:
+    """Processor seconds per selected image, and which candidates the two chose, by prompt."""
+
+    reference: float
+    ours: float
+    chosen: list[tuple[int, int]]
+
+    @property
+    def ratio(self) -> float:
+        return self.reference / self.ours
+
+
+def prescribed(asked: Parm, clear: int) -> Parm:
+    """A judge that is asked everything, while what it is taken to say is fixed: a path is clear after its step `clear`
+    (0 the first), and every other path has potential. So the work is the same for any judge and on any machine.
+    """
+    n = {"clarity": 0, "potential": 0}
+
+    def clarity(pictures: np.ndarray, prompts: list[Prompt]) -> list[float]:
+        asked.clarity(pictures, prompts)
+        n["clarity"] += 1  # of a path alone, or of all paths of a group together: either way once a step
+        return [float(n["clarity"] % (clear + 1) == 0)] * len(prompts)
+
+    def potential(pictures: np.ndarray, prompts: list[Prompt]) -> list[float]:
+        asked.potential(pictures, prompts)
+        first = n["potential"]
+        n["potential"] += len(prompts)
+        return [float((first + i) % 2 == 0) for i in range(len(prompts))]
+
+    return Parm(clarity, potential, asked.outcome)
+
+
+def compare_search(
+    plain: Showo, ours: Showo, prompts: Sequence[Prompt], n: int, decoding: DecodeOptions, paint: Paint, asked: Parm
+) -> ParmComparison:
+    """The released loop's shape and `parm.search` over the same candidates, on one thread."""
+    clear, options = decoding.steps // 2, ParmOptions()
+    request = (n, 0, decoding, paint)
+    with one_thread(), TemporaryDirectory() as folder:
+        judge, whole = prescribed(asked, clear), replace(options, stop=False)
+        start = time.process_time()
+        alone = [released_loop(plain, p, *request, judge, options=whole, decoder=plain_steps) for p in prompts]
+        middle = time.process_time()
+        ledger = Ledger(Path(folder) / "parm.jsonl", "")
+        found = search(ours, prompts, *request, prescribed(asked, clear), options, ledger, group=len(prompts))
+        end = time.process_time()
+    chosen = [(k, found[p.id]["chosen"]) for k, p in zip(alone, prompts, strict=True)]
+    return ParmComparison((middle - start) / len(prompts), (end - middle) / len(prompts), chosen)
+
+
+def compare_parm(n: int = 20, n_prompts: int = 2) -> ParmComparison:
+    """With the shipped pocket models; the judge is the zero-shot one, whose answers are prescribed."""
+    scale = SCALES["pocket"]
+    decoding = DecodeOptions(steps=scale.steps, guidance=scale.guidance, temperature=scale.temperature)
+    asked = parm_of(load_judge(scale), untrained=True)
+    prompts = take(geneval_prompts(), 1)[1 : 1 + n_prompts]
+    models = generator_to_train(scale), load_generator(scale)
+    return compare_search(*models, prompts, n, decoding, load_tokenizer(scale).decode, asked)

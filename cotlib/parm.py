@@ -12,7 +12,7 @@ The released code stops nothing and decides by sampled answers: `RELEASED`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from .batches import Batches
 from .decode import DecodeOptions, Generator, Step, decode, nothing_known
 from .progress import progress
 from .prompts import Prompt
-from .search import Paint, Pool, Score, best_of_n, chunks
+from .search import Paint, Pool, Score, best_of_n, chunks, expected_best_of_n
 from .seeds import sample_seed
 from .store import Ledger
 
@@ -67,6 +67,7 @@ class _Path:
 
     prompt: Prompt
     candidate: int
+    image: int = 0
     steps: int = 0  # decoded
     clear: int | None = None  # the first clear step
     potential: float | None = None
@@ -106,14 +107,15 @@ def search(
     in_batches, L = Batches(batch_size, "decoding"), generator.config.num_vq_tokens
 
     def walk(chunk: list[Prompt]) -> list[dict[str, Any]]:
-        paths = [_Path(prompt, k) for prompt in chunk for k in range(n)]
+        paths = [_Path(prompt, k, image) for prompt in chunk for k in range(n)]
         known = nothing_known(len(paths), L)
         codes, masked = known.codes, known.masked
 
         def decoded(rows: list[int], step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
             state = Step(step - 1, codes[rows], masked[rows], 1 - masked[rows].float())
-            texts, seeds = zip(*((paths[i].prompt.text, _seed(seed, paths[i], image)) for i in rows), strict=True)
-            after = next(decode(generator, list(texts), seeds, decoding, start=state))
+            texts, seeds = zip(*((paths[i].prompt.text, _seed(seed, paths[i])) for i in rows), strict=True)
+            places = [paths[i].candidate for i in rows]
+            after = next(decode(generator, list(texts), seeds, decoding, start=state, candidates=places))
             return list(zip(after.codes, after.masked, strict=True))
 
         def advance(rows: list[int], step: int) -> torch.Tensor:
@@ -127,13 +129,20 @@ def search(
 
 
 def replay(
-    pool: Pool, paint: Paint, parm: Parm, options: ParmOptions, ledger: Ledger, seed: int, group: int = 8
+    pool: Pool,
+    paint: Paint,
+    parm: Parm,
+    options: ParmOptions,
+    ledger: Ledger,
+    seed: int,
+    image: int = 0,
+    group: int = 8,
 ) -> dict[str, dict[str, Any]]:
-    """What `search` with the pool's seed would do, from its decoded paths: the same records, without decoding."""
+    """What `search` with the pool's seed and image would do, from its decoded paths: the same records, not decoding."""
 
     def walk(chunk: list[Prompt]) -> list[dict[str, Any]]:
         n = pool.n_candidates
-        paths = [_Path(prompt, k) for prompt in chunk for k in range(n)]
+        paths = [_Path(prompt, k, image) for prompt in chunk for k in range(n)]
         decoded = torch.cat([pool.steps(prompt.id) for prompt in chunk])
 
         def advance(rows: list[int], step: int) -> torch.Tensor:
@@ -144,8 +153,8 @@ def replay(
     return _recorded(pool.prompts, walk, ledger, "PARM", group)
 
 
-def _seed(seed: int, path: _Path, image: int) -> int:
-    return sample_seed(seed, path.prompt.id, path.candidate, f"pool-{image}")
+def _seed(seed: int, path: _Path) -> int:
+    return sample_seed(seed, path.prompt.id, path.candidate, f"pool-{path.image}")
 
 
 def _recorded(
@@ -231,7 +240,8 @@ def _says_yes(p: float | None, limit: float, path: _Path, what: str, options: Pa
     if p is None:
         return False
     if options.answers == "sampled":
-        limit = np.random.default_rng(sample_seed(seed, path.prompt.id, path.candidate, what)).random()
+        stage = f"{what}-image-{path.image}"
+        limit = np.random.default_rng(sample_seed(seed, path.prompt.id, path.candidate, stage)).random()
     return p >= limit
 
 
@@ -285,6 +295,17 @@ def scores(record: dict[str, Any]) -> list[float]:
     ]
 
 
+def expected_cost(record: dict[str, Any], n: int, n_steps: int) -> tuple[float, float]:
+    """Decoded steps and judge calls of a search over n of the record's candidates, the exact mean over all subsets.
+
+    The fewer candidates, the more often none has potential and a stopped path is finished after all.
+    """
+    share = n / len(record["steps"])
+    to_finish = [0 if p else n_steps - s for p, s in zip(record["promising"], record["steps"], strict=True)]
+    finished = expected_best_of_n(scores(record), to_finish, n)
+    return share * sum(record["steps"]) + finished, share * record["judge_calls"]
+
+
 def with_limit(record: dict[str, Any], promising: float) -> dict[str, Any]:
     """What the record would be for another limit of potential; from one of `search` or `replay` with promising=0 and
     stop=False, where every clear path went to its end. The chosen picture's codes and seconds are left out."""
@@ -318,18 +339,21 @@ def released_loop(
     paint: Paint,
     parm: Parm,
     image: int = 0,
+    options: ParmOptions = RELEASED,
+    decoder: Callable[..., Iterator[Step]] = decode,
 ) -> int:
-    """The candidate that `search` chooses with the options RELEASED, found in the shape of the released code.
+    """The candidate that `search` chooses with the same options, found in the shape of the released code.
 
     One candidate after the other, every step painted, one question at a time, nothing stopped: what PARM's speed is
     compared with.
     """
-    paths, ends = [_Path(prompt, k) for k in range(n)], {}
+    paths, ends = [_Path(prompt, k, image) for k in range(n)], {}
     for i, path in enumerate(paths):
-        for after in decode(generator, [prompt.text], [_seed(seed, path, image)], decoding):
+        place = [path.candidate]
+        for after in decoder(generator, [prompt.text], [_seed(seed, path)], decoding, candidates=place):
             pictures = paint(after.codes)
             if path.clear is None:
-                _look([path], [0], after.codes, after.index, lambda _: pictures, parm, RELEASED, seed)  # noqa: B023
+                _look([path], [0], after.codes, after.index, lambda _: pictures, parm, options, seed)  # noqa: B023
         if path.promising:
             ends[i] = after.codes[0]
             _ask_outcome(paths, [i], ends, paint, parm)

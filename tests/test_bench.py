@@ -8,8 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cotlib import bench
 from cotlib.__main__ import main
-from cotlib.bench import Comparison, compare, recorded, reference
+from cotlib.bench import Comparison, ParmComparison, compare, recorded, reference
 from cotlib.decode import DecodeOptions, RecordedNoise, decode, final
+from cotlib.parm import Parm
+from cotlib.prompts import geneval_prompts, take
 from cotlib.showo import BLOCK, PHI_ROPE, Showo, ShowoConfig
 from cotlib.words import build_tokenizer
 
@@ -95,8 +97,45 @@ def test_the_ratio_is_the_median_of_the_rounds():
 @pytest.mark.parametrize(("n_different", "code"), [(0, 0), (1, 3)])
 def test_the_command_prints_ratios_of_equal_tokens_only(monkeypatch, capsys, n_different, code):
     monkeypatch.setattr(bench, "compare", lambda rounds: Comparison([6.0], [2.0], [1.0], n_different, 256))
+    monkeypatch.setattr(bench, "compare_parm", lambda: ParmComparison(8.0, 2.0, []))
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--rounds", "1"])
     said = capsys.readouterr()
     assert ended.value.code == code
+    assert ("speed/parm-ratio: 4.00" in said.out) == (code == 0)
     assert ("speed/decode-ratio: 3.00" in said.out) == (code == 0) == ("1 of 256 tokens differ" not in said.err)
+
+
+# --- The search ---
+
+
+def test_the_released_shape_chooses_what_the_search_chooses_and_reads_more(model):
+    """In float32, where the plain loop draws the same tokens: equal choices from less work."""
+    prompts = take(geneval_prompts(), 1)[:2]
+    pseudo = lambda pictures, prompts: [float(p.sum() % 97) / 97 for p in pictures]  # noqa: E731
+    asked = {"clarity": 0, "potential": 0, "outcome": 0}
+
+    def counted(name):
+        def score(pictures, prompts):
+            asked[name] += len(pictures)
+            return pseudo(pictures, prompts)
+
+        return score
+
+    judge = Parm(*(counted(name) for name in asked))
+    options = replace(OPTIONS, steps=4, always_mask_one=False)
+    compared = bench.compare_search(model, model, prompts, 5, options, lambda codes: codes.numpy(), judge)
+    assert all(a == b for a, b in compared.chosen) and len({a for a, _ in compared.chosen}) == 2
+    # Both ask about clarity three times a path (clear after step 2 of 0..3), potential once, the outcome of half.
+    assert asked == {"clarity": 2 * 2 * 5 * 3, "potential": 2 * 2 * 5, "outcome": 2 * 2 * 5 // 2}
+    assert compared.reference > compared.ours > 0 and compared.ratio == compared.reference / compared.ours
+
+
+def test_a_prescribed_judge_is_asked_and_says_clear_at_its_step_and_every_other_path_promising():
+    seen = []
+    asked = Parm(*[lambda pictures, prompts: seen.append(len(pictures)) or [0.1] * len(pictures)] * 3)
+    judge = bench.prescribed(asked, clear=1)
+    pictures, prompts = torch.zeros(3, 4), take(geneval_prompts(), 1)[:3]
+    assert judge.clarity(pictures, prompts) == [0.0] * 3 and judge.clarity(pictures, prompts) == [1.0] * 3
+    assert judge.potential(pictures, prompts) == [1.0, 0.0, 1.0] and judge.potential(pictures, prompts)[0] == 0.0
+    assert judge.outcome(pictures, prompts) == [0.1] * 3 and seen == [3] * 5

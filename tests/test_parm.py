@@ -250,3 +250,33 @@ def test_settling_asks_the_evaluator_about_every_step_and_resumes(tmp_path):
 def test_clear_and_promising_paths_are_torch_free_records(tmp_path):
     (record,) = searched(tmp_path / "a.jsonl", prompts=PROMPTS[:1]).values()
     assert not any(isinstance(value, torch.Tensor) for value in record.values())
+
+
+def test_expected_cost_is_the_mean_over_searches_of_every_subset(tmp_path):
+    pool, some_fallback = the_pool(tmp_path / "p.jsonl"), False
+    whole = replay(pool, paint, JUDGE, ParmOptions(), Ledger(tmp_path / "a.jsonl", "k"), 0)
+    for n in (1, 2, N):
+        spent = {p.id: [] for p in PROMPTS}
+        for i, subset in enumerate(combinations(range(N), n)):
+            part = Pool(PROMPTS, {id: path[list(subset)] for id, path in pool.paths.items()})
+            ledger = Ledger(tmp_path / f"{n}-{i}.jsonl", "k")
+            for r in replay(part, paint, JUDGE, ParmOptions(), ledger, 0).values():
+                spent[r["prompt"]].append((r["token_steps"] / len(r["codes"]), r["judge_calls"]))
+                some_fallback |= r["fallback"] and max(r["steps"]) < 4
+        for p in PROMPTS:
+            assert parm.expected_cost(whole[p.id], n, 4) == pytest.approx(np.mean(spent[p.id], axis=0))
+    assert some_fallback
+
+
+def test_sampled_answers_of_two_images_are_drawn_apart_and_upstreams_carried_temperature_is_searched(tmp_path):
+    sure = Parm(lambda x, _: [0.5] * len(x), lambda x, _: [0.5] * len(x), JUDGE.outcome)
+    pool = the_pool(tmp_path / "p.jsonl")
+    made = [
+        replay(pool, paint, sure, parm.RELEASED, Ledger(tmp_path / f"{i}.jsonl", "k"), 0, image=i) for i in range(2)
+    ]
+    assert any(made[0][p.id]["promising"] != made[1][p.id]["promising"] for p in PROMPTS)
+    carried = DecodeOptions(steps=4, remask_temperature="upstream-carry")
+    ledgers = [Ledger(tmp_path / name, "k") for name in ("carried-pool", "carried")]
+    pool = decode_pool(ToyGenerator(), PROMPTS, N, 0, carried, ledgers[0])
+    found = search(ToyGenerator(), PROMPTS, N, 0, carried, paint, JUDGE, ParmOptions(), ledgers[1])
+    assert all(found[p.id]["codes"] == pool.codes[p.id][found[p.id]["chosen"]].tolist() for p in PROMPTS)

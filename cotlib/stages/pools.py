@@ -120,6 +120,7 @@ def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any)
             options,
             run.ledger(f"{pools.generator}-{i}-{name}", image=i, **pools.identity, **identity, parm=asdict(options)),
             run.seed,
+            image=i,
         )
         for i, pool in enumerate(pools)
     ]
