@@ -295,6 +295,21 @@ def scores(record: dict[str, Any]) -> list[float]:
     ]
 
 
+def in_words(record: dict[str, Any], candidate: int, clarity: Sequence[float | None]) -> list[str]:
+    """What was said of a candidate after each step, in words; clarity: P(yes) after each of the T steps."""
+
+    def number(p: float | None) -> str:
+        return "no answer" if p is None else f"{p:.2f}"
+
+    clear, promising, outcome = (record[name][candidate] for name in ("clear", "promising", "outcome"))
+    said = [f"clear? {number(p)}" if clear is None or step <= clear else "" for step, p in enumerate(clarity)]
+    if clear is not None:
+        said[clear] += f"\npotential? {number(record['potential'][candidate])}" + ("" if promising else "\nstopped")
+    if promising:
+        said[-1] += f"\noutcome? {number(outcome)}" + (" chosen" if candidate == record["chosen"] else "")
+    return said
+
+
 def expected_cost(record: dict[str, Any], n: int, n_steps: int) -> tuple[float, float]:
     """Decoded steps and judge calls of a search over n of the record's candidates, the exact mean over all subsets.
 

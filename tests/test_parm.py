@@ -101,6 +101,9 @@ def test_answers_decide_as_the_paper_says(tmp_path):
     assert record["steps"] == [2, 4, 4, 2, 4] and record["token_steps"] == 16
     assert record["outcome"] == [None, 0.3, 0.2, None, 0.8] and record["chosen"] == 4 and not record["fallback"]
     assert record["judge_calls"] == 2 * N + N + 3
+    clarity = [0.1, 0.9, 0.9, None]
+    assert parm.in_words(record, 0, clarity) == ["clear? 0.10", "clear? 0.90\npotential? 0.20\nstopped", "", ""]
+    assert parm.in_words(record, 4, clarity)[1:] == ["clear? 0.90\npotential? 0.70", "", "\noutcome? 0.80 chosen"]
 
 
 def test_all_paths_stopped_the_one_of_highest_potential_is_finished(tmp_path):
