@@ -285,17 +285,20 @@ def step_profile(steps: pd.DataFrame) -> Figure:
 
 
 def cost_curves(cost: pd.DataFrame) -> Figure:
-    """Overall against what a selected image costs. Columns: verifier, generator passes, judge calls, overall."""
-    fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    """Overall against what a selected image costs. Columns: verifier, generator passes, judge calls, overall.
+
+    What costs no judge calls is left out of their panel.
+    """
+    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.2), sharey=True, layout="constrained")
     for ax, column in zip(axes, ("generator passes", "judge calls"), strict=True):
-        for verifier, rows in cost.groupby("verifier", sort=False):
+        for verifier, rows in cost[cost[column] > 0].groupby("verifier", sort=False):
             color, marker, dash, label = METHODS[verifier]
             rows = rows.sort_values(column)
             ax.plot(rows[column], rows["overall"], color=color, marker=marker, ls=dash, ms=4, label=label)
         ax.set(xscale="log", xlabel=f"{column} per selected image")
     axes[0].set_ylabel("GenEval overall")
-    axes[1].legend(fontsize=7)
-    fig.tight_layout()
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=7, loc="outside right center", frameon=False)
     return fig
 
 

@@ -21,7 +21,6 @@ from .measures import (
     estimates,
     mean_of,
     measure_speed,
-    parm_speed,
     record_estimates,
     record_ordering,
     recorded,

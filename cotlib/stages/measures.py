@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,15 +17,12 @@ from ..decode import decode, final
 from ..geneval import THRESHOLD
 from ..judge import outcome_question
 from ..loaders import load_evaluator, load_generator, load_judge, load_tokenizer, trusted_evaluator
-from ..parm import ParmOptions, released_loop, search
 from ..prompts import TASKS, Prompt
 from ..run import Run
 from ..search import Pool, best_of_n, decode_pool, expected_best_of_n, picture_distance
 from ..seeds import sample_seed
 from ..stats import Estimate
-from ..store import Ledger
 from .generators import aligned
-from .judges import parm_scores
 from .pools import Climbed, Pools, verdicts
 from .sources import decode_options
 
@@ -221,25 +216,6 @@ def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
         judge, questions = load_judge(run.scale), [outcome_question(text) for text in texts]
         _, seconds["speed/judge"] = _timed(lambda: judge.p_yes(images, questions))
     return {name: (n / spent, n) for name, spent in seconds.items()}
-
-
-def parm_speed(run: Run, n_prompts: int = 3) -> tuple[float, int]:
-    """How many times longer the released loop's shape takes a selected image than `parm.search`, and over how many.
-
-    The same models, prompts and candidates on this machine, the loop first; what both choose is thrown away.
-    """
-    answers, paint, generator = parm_scores(run)[0], load_tokenizer(run.scale).decode, load_generator(run.scale)
-    n, prompts = run.params["n_candidates"], run.prompts[:: max(1, len(run.prompts) // n_prompts)][:n_prompts]
-    request, seconds = (n, run.seed, decode_options(run), paint, answers), []
-    with TemporaryDirectory() as folder:
-        for job in (
-            lambda: [released_loop(generator, p, *request) for p in prompts],
-            lambda: search(generator, prompts, *request, ParmOptions(), Ledger(Path(folder) / "speed.jsonl", "")),
-        ):
-            start = time.perf_counter()
-            job()
-            seconds.append(time.perf_counter() - start)
-    return seconds[0] / seconds[1], len(prompts)
 
 
 def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
