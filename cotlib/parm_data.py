@@ -2,13 +2,14 @@
 
 From the paths of the ranking data. Clarity has two kinds of labels: "static", the paper's rule by step (of 18, yes
 after the 11th, no before the 10th), and "settled", measured: yes from the step on which the evaluator says of the
-picture what it will say of the finished one. Potential is the verdict on the finished picture. Both are one
-conversation, clarity first.
+picture what it will say of the finished one, its reasons included: right or wrong alone would call the mush of a first
+step clear wherever the end is wrong. Potential is the verdict on the finished picture. Both are one conversation,
+clarity first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ LATE, EARLY = 11 / 18, 10 / 18  # shares of the steps: later than one is clear, 
 def settle(
     pool: Pool, paint: Paint, evaluator: Evaluator, ledger: Ledger, n_paths: int, group: int = 8
 ) -> dict[str, list[int]]:
-    """By prompt id, of each of the first n_paths candidates the step 0..T-1 from which the evaluator's verdict stands.
+    """By prompt id, of each of the first n_paths candidates the step 0..T-1 from which the evaluator's verdict stands,
+    its reasons included.
 
     Finished prompts come from the ledger.
     """
@@ -38,17 +40,17 @@ def settle(
         for chunk in chunks(missing, group):
             codes = torch.cat([pool.steps(p.id)[:n_paths].flatten(0, 1) for p in chunk])
             asked = [p for p in chunk for _ in range(n_paths * T)]
-            right = np.array([v.correct for v in evaluator.evaluate(paint(codes), asked)])
-            for prompt, mine in zip(chunk, right.reshape(len(chunk), n_paths, T), strict=True):
-                ledger.append({"prompt": prompt.id, "settled": [settled_from(row) for row in mine]})
+            said = [(v.correct, tuple(v.reasons)) for v in evaluator.evaluate(paint(codes), asked)]
+            paths = [settled_from(said[start : start + T]) for start in range(0, len(said), T)]
+            for i, prompt in enumerate(chunk):
+                ledger.append({"prompt": prompt.id, "settled": paths[i * n_paths : (i + 1) * n_paths]})
             advance(len(chunk))
     return {p.id: ledger.get(p.id)["settled"] for p in pool.prompts}
 
 
-def settled_from(verdicts: np.ndarray) -> int:
-    """The first step from which on every verdict is the last one; bool [T]."""
-    other = np.flatnonzero(verdicts != verdicts[-1])
-    return int(other[-1]) + 1 if len(other) else 0
+def settled_from(verdicts: Sequence[Hashable]) -> int:
+    """The first step from which on every verdict is the last one."""
+    return max((step + 1 for step, verdict in enumerate(verdicts) if verdict != verdicts[-1]), default=0)
 
 
 def static_clarity(step: int, n_steps: int) -> bool | None:

@@ -216,7 +216,7 @@ def test_prune_and_branch_keeps_the_best_and_its_account(tmp_path):
 
 @pytest.mark.parametrize(("verdicts", "step"), [("1111", 0), ("0111", 1), ("1010", 3), ("0001", 3), ("0000", 0)])
 def test_a_verdict_is_settled_from_the_step_on_which_it_stands(verdicts, step):
-    assert parm_data.settled_from(np.array([v == "1" for v in verdicts])) == step
+    assert parm_data.settled_from(verdicts) == step
 
 
 def test_static_clarity_is_the_papers_rule_by_step():
@@ -242,7 +242,8 @@ def test_settling_asks_the_evaluator_about_every_step_and_resumes(tmp_path):
 
     class Evaluator:
         def evaluate(self, images, prompts):
-            return [SimpleNamespace(correct=int(image[0]) % 4 >= 2) for image in images]
+            at = [int(image[0]) % 4 for image in images]
+            return [SimpleNamespace(correct=False, reasons=["none"] if step < 2 else ["found 2"]) for step in at]
 
     ledger = tmp_path / "s.jsonl"
     found = parm_data.settle(pool, paint, Evaluator(), Ledger(ledger, "k"), n_paths=9, group=2)
