@@ -4,9 +4,9 @@ N candidates are decoded together. After each step, those whose picture was not 
 the first clear step, once, about potential; a path without potential is stopped and its place in the batch is free.
 Among those that reach the end with potential the outcome question chooses (best-of-N'). If there is none, the path with
 the highest potential is finished and taken, as the released code does (parm.py: the lowest P(no), 1 for a path that
-never was clear).
+never was clear). A finished picture counts as clear.
 
-The released code stops nothing and decides by sampled answers: `RELEASED`.
+The released code stops nothing, decides by sampled answers, and leaves out what never was clear: `RELEASED`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class ParmOptions:
     stop: bool = True  # False: paths without potential are decoded to their end all the same, as released
     answers: str = "threshold"  # "sampled": yes with probability P(yes), as released; both limits are unused
     first: int = 0  # the first step 0..T-1 whose picture is asked about
+    end_is_clear: bool = True  # a finished picture is, unasked; False, as released: a path may never be clear
 
     def __post_init__(self) -> None:
         for name in ("clear", "promising"):
@@ -58,7 +59,7 @@ class ParmOptions:
             raise ValueError(f"PARM: first must be a step, 0 or later, got {self.first}")
 
 
-RELEASED = ParmOptions(stop=False, answers="sampled")
+RELEASED = ParmOptions(stop=False, answers="sampled", end_is_clear=False)
 
 
 @dataclass
@@ -191,7 +192,7 @@ def _walk(
         for i in going:
             paths[i].steps += 1
         if step >= options.first:
-            _look(paths, going, codes, step, paint, parm, options, seed)
+            _look(paths, going, codes, step, step + 1 == n_steps, paint, parm, options, seed)
         if step + 1 < n_steps:
             kept = [r for r, i in enumerate(going) if not _is_stopped(paths[i], options)]
             going, codes = [going[r] for r in kept], codes[kept]
@@ -211,6 +212,7 @@ def _look(
     going: list[int],
     codes: torch.Tensor,
     step: int,
+    is_end: bool,
     paint: Paint,
     parm: Parm,
     options: ParmOptions,
@@ -221,13 +223,14 @@ def _look(
     if not rows:
         return
     pictures, mine = paint(codes[rows]), [paths[going[r]] for r in rows]
-    answers = parm.clarity(pictures, [path.prompt for path in mine])
-    newly = []
-    for r, (path, p) in enumerate(zip(mine, answers, strict=True)):
-        path.calls += 1
-        if _says_yes(p, options.clear, path, f"clarity-{step}", options, seed):
-            path.clear = step
-            newly.append(r)
+    newly = list(range(len(rows)))
+    if not (is_end and options.end_is_clear):
+        answers = parm.clarity(pictures, [path.prompt for path in mine])
+        newly = [r for r in newly if _says_yes(answers[r], options.clear, mine[r], f"clarity-{step}", options, seed)]
+        for path in mine:
+            path.calls += 1
+    for r in newly:
+        mine[r].clear = step
     if newly:
         for r, p in zip(newly, parm.potential(pictures[newly], [mine[r].prompt for r in newly]), strict=True):
             mine[r].calls += 1
@@ -368,7 +371,8 @@ def released_loop(
         for after in decoder(generator, [prompt.text], [_seed(seed, path)], decoding, candidates=place):
             pictures = paint(after.codes)
             if path.clear is None:
-                _look([path], [0], after.codes, after.index, lambda _: pictures, parm, options, seed)  # noqa: B023
+                at_end = after.index + 1 == decoding.steps
+                _look([path], [0], after.codes, after.index, at_end, lambda _: pictures, parm, options, seed)  # noqa: B023
         if path.promising:
             ends[i] = after.codes[0]
             _ask_outcome(paths, [i], ends, paint, parm)

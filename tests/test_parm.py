@@ -119,9 +119,16 @@ def test_all_paths_stopped_the_one_of_highest_potential_is_finished(tmp_path):
 @pytest.mark.parametrize("answer", [0.0, None])
 def test_no_clear_step_ever_takes_the_first_path(tmp_path, answer):
     judge = Parm(lambda x, _: [answer] * len(x), None, None)
-    for r in searched(tmp_path / "a.jsonl", judge=judge).values():
+    for r in searched(tmp_path / "a.jsonl", judge=judge, options=ParmOptions(end_is_clear=False)).values():
         assert r["clear"] == [None] * N and r["potential"] == [None] * N and r["fallback"] and r["chosen"] == 0
         assert r["steps"] == [4] * N and r["judge_calls"] == 4 * N
+
+
+def test_a_finished_picture_is_clear_unasked(tmp_path):
+    judge = Parm(lambda x, _: [0.0] * len(x), JUDGE.potential, JUDGE.outcome)
+    for r in searched(tmp_path / "a.jsonl", judge=judge).values():
+        assert r["clear"] == [3] * N and None not in r["potential"]
+        assert r["judge_calls"] == 3 * N + N + sum(r["promising"])
 
 
 def test_scores_order_every_subset_as_a_search_over_it_would_choose(tmp_path):
