@@ -29,7 +29,7 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 class TuneOptions:
     epochs: float = 3.0
     batch_size: int = 32  # pictures
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     lora_rank: int | None = None  # None: every weight is trained
     seed: int = 0  # of the order of the data
 
