@@ -3,7 +3,7 @@
     cotlib pretrain tokenizer --minutes 30
     cotlib pretrain detector  --minutes 30      # after the tokenizer: it learns from its damage
     cotlib pretrain generator --minutes 180     # after the tokenizer: it learns its codes
-    cotlib pretrain judge     --minutes 120     # needs neither: clean rendered scenes only
+    cotlib pretrain judge     --minutes 45      # needs neither: clean rendered scenes only
 
 Each writes a checkpoint and a log under `runs/pretrain/<part>` (a killed run goes on from there), and at the end its
 weights and a model card. Held-out scenes use seeds of their own stage and never occur in training.
