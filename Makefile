@@ -1,5 +1,5 @@
 # Needs Python 3.11 or later and nothing else; everything goes into .venv.
-#   make reproduce            the notebooks, about 45 minutes on 2 cores
+#   make reproduce            the notebooks, more than an hour on 2 cores
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
