@@ -28,8 +28,8 @@ def test_full_effort_is_the_protocol_of_the_paper_and_only_smoke_is_watermarked(
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_override_reaches_the_effective_parameters(name):
     notebook = next(n for n, spec in NOTEBOOKS.items() if name in spec.overrides)
-    assert ask(notebook, **{name: 2}).params[name] == 2
-    assert ask(notebook, **{name: 2}).params != ask(notebook).params
+    assert ask(notebook, **{name: 3}).params[name] == 3
+    assert ask(notebook, **{name: 2}).params != ask(notebook, **{name: 3}).params
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cotlib.geneval import Verdict
-from cotlib.pocket import checks, pretrain, world
+from cotlib.pocket import checks, pretrain, questions, world
 from cotlib.pocket.tokenizer import psnr
 from cotlib.prompts import geneval_prompts
 
@@ -31,23 +31,40 @@ def test_single_objects_are_told_of_under_the_other_opening_only():
 
 def test_the_judge_is_never_asked_about_an_evaluation_prompt():
     rng = np.random.default_rng(0)
-    asked = [q for s in pretrain.scenes(world.CLEAN, 0, "test", 0, 300) for q in pretrain.questions_about(s, rng, 8)[0]]
+    asked = [q for s in pretrain.scenes(world.CLEAN, 0, "test", 0, 300) for q in questions.about(s, rng, 8)[0]]
     assert len(asked) == 300 * 8
     assert not [q for q in asked if any(f"prompt: {text}. Does" in q for text in EVALUATION)]
 
 
 def test_questions_about_a_scene_are_answered_truly():
-    scene = world.Scene(
-        world.render([world.Thing("dog", "red", 0, 0, 3)]),
-        "a photo of a red dog",
-        (world.Thing("dog", "red", 0, 0, 3),),
-        0,
-        "colors",
-    )
-    asked, answers = pretrain.questions_about(scene, np.random.default_rng(0), 60)
-    for question, answer in zip(asked, answers, strict=True):
-        true = "a red dog" in question or "Is there a dog in" in question
-        assert answer == int(true), question
+    things = (world.Thing("dog", "red", 0, 0, 3), world.Thing("cat", None, 5, 0, 3), world.Thing("cat", None, 5, 4, 3))
+    scene = world.Scene(world.render(things), "a photo of a red dog and two cats", things, 0, "company")
+    asked, answers = questions.about(scene, np.random.default_rng(0), 400)
+    facts = {
+        "How many dogs are in the image?": "one",
+        "How many cats are in the image?": "two",
+        "What color is a dog in the image?": "red",
+        "Is there a dog in the image?": "yes",
+        "Is there a cat in the image?": "yes",
+    }
+    seen = {q: answer for q, answer in zip(asked, answers, strict=True) if "prompt:" not in q}
+    assert facts.items() <= seen.items()
+    assert all(answer == "no" for q, answer in seen.items() if q not in facts)
+    whole = {q: answer for q, answer in zip(asked, answers, strict=True) if "prompt:" in q}
+    true = world.describe(scene, np.random.default_rng(0))
+    assert set(whole.values()) == {"yes", "no"}
+    assert all((answer == "yes") == (f" {true}. Does" in q) for q, answer in whole.items())
+
+
+def test_where_one_thing_stands_relative_to_another_is_asked_only_if_there_is_one_answer():
+    clear = (world.Thing("dog", None, 0, 2, 3), world.Thing("cat", None, 5, 2, 3))
+    diagonal = (world.Thing("dog", None, 0, 0, 3), world.Thing("cat", None, 5, 5, 3))
+    for things, answered in ((clear, {"left of", "right of"}), (diagonal, set())):
+        scene = world.Scene(world.render(things), "a photo of a dog and a cat", things, 0, "two")
+        made = zip(*questions.about(scene, np.random.default_rng(0), 300), strict=True)
+        where = {q: answer for q, answer in made if q.startswith("Where is")}
+        assert set(where.values()) == answered
+        assert where.get("Where is a dog relative to a cat in the image?", "left of") == "left of"
 
 
 def test_an_object_with_a_third_of_its_cells_wrong_is_labelled_as_nothing():

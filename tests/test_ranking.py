@@ -200,6 +200,9 @@ def test_only_process_verifiers_look_at_every_step():
         "orm": False,
         "prm-zero-shot": True,
         "prm": True,
+        "parm": False,
+        "parm-clarity": True,
+        "parm-potential": True,
     }
     assert replace(verifiers.named("orm"), name="x").question("p") == outcome_question("p")
 
