@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 
 from cotlib import models, paper, show, stages
 from cotlib.config import EFFORTS, SCALES
-from cotlib.errors import ForeignError, IncompleteError
+from cotlib.errors import ForeignError
 from cotlib.prompts import TASKS, geneval_prompts, take, training_prompts
 from cotlib.stages import generators
 from cotlib.stages.sources import Source
 from cotlib.stats import Estimate
+from cotlib.verifiers import named
 
 # --- Recipes ---
 
@@ -33,15 +34,10 @@ def test_an_unknown_generator_is_refused_with_the_nearest_name(name, near):
         stages.recipe(name)
 
 
-def test_a_generator_whose_guide_does_not_exist_is_refused_and_left_out_until_it_does(monkeypatch):
-    orm = generators.GUIDES["orm"]
-    monkeypatch.setattr(generators, "GUIDES", {"orm": orm})
-    assert stages.known_generators() == ("base", "dpo", "it-dpo", "it-dpo-orm")
-    with pytest.raises(IncompleteError, match="guided by 'parm'.*known: orm"):
-        stages.recipe("it-dpo-parm")
-    monkeypatch.setitem(generators.GUIDES, "parm", orm)
-    assert stages.recipe("it-dpo-parm") == generators.Recipe("dpo", "parm")
-    assert stages.known_generators()[-1] == "it-dpo-parm"
+def test_every_guide_is_a_verifier_of_finished_pictures():
+    guides = [generators.RECIPES[name].guide for name in stages.known_generators()[1:]]
+    assert guides == [None, None, "orm", "parm"]
+    assert not any(named(guide).every_step for guide in guides if guide)
 
 
 @pytest.fixture
@@ -60,8 +56,7 @@ def keys(monkeypatch):
     )
 
     def key(name, identity="judge-1", **changes):
-        for guide in ("orm", "parm"):
-            monkeypatch.setitem(generators.GUIDES, guide, lambda run: (None, {"judge": identity}))
+        monkeypatch.setattr(generators, "verifier_score", lambda run, verifier: (None, {"judge": identity}))
         assert stages.aligned(run, name, **changes).rewards == []
         return asked["what"]
 
