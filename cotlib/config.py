@@ -62,6 +62,7 @@ class Effort:
     align_epochs: int  # passes over the pairs when a generator is aligned
     n_aligned_candidates: int  # N on aligned generators
     n_train_seeds: int  # trainings of each aligned generator
+    correct_epochs: int  # passes over the groups when the generator learns to correct
     watermark: bool  # True: too few samples to be a result, and every figure says so
 
 
@@ -80,6 +81,7 @@ EFFORTS = {
         align_epochs=2,
         n_aligned_candidates=4,
         n_train_seeds=2,
+        correct_epochs=1,
         watermark=True,
     ),
     "quick": Effort(
@@ -96,6 +98,7 @@ EFFORTS = {
         align_epochs=3,
         n_aligned_candidates=8,
         n_train_seeds=1,
+        correct_epochs=3,
         watermark=False,
     ),
     "full": Effort(
@@ -112,6 +115,7 @@ EFFORTS = {
         align_epochs=3,
         n_aligned_candidates=20,
         n_train_seeds=3,
+        correct_epochs=2,
         watermark=False,
     ),
 }
@@ -145,6 +149,7 @@ PARAMETERS = {
     "align_epochs": Parameter(int, 1, 1000, "effort", "passes over the pairs"),
     "n_aligned_candidates": Parameter(int, 1, 1000, "effort", "N on aligned generators"),
     "n_train_seeds": Parameter(int, 1, 10, "effort", "trainings of each aligned generator"),
+    "correct_epochs": Parameter(int, 1, 1000, "effort", "passes over wrong pictures and their corrections"),
 }
 NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it
 SAMPLING = (
@@ -169,7 +174,7 @@ class Notebook:
 
 COMPUTED = (
     *("01_baseline", "02_outcome_verifier", "03_process_verifier"),
-    *("04_preference_alignment", "05_parm", "06_integration"),
+    *("04_preference_alignment", "05_parm", "06_integration", "07_reflection"),
 )
 NOTEBOOKS = {
     "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
@@ -187,6 +192,10 @@ NOTEBOOKS = {
     "06_integration": Notebook(
         upstream=("01_baseline", "02_outcome_verifier", "04_preference_alignment", "05_parm"),
         overrides=(*SAMPLING, *TRAINING, *ALIGNING),
+    ),
+    "07_reflection": Notebook(
+        upstream=("01_baseline", "02_outcome_verifier", "05_parm"),
+        overrides=(*SAMPLING, *TRAINING, "n_aligned_candidates", "correct_epochs"),
     ),
     "08_report": Notebook(upstream=COMPUTED, weights=()),
     "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),

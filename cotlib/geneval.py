@@ -29,6 +29,11 @@ POSITION_SLACK = 0.1  # of the two objects' size, taken off the distance between
 DIRECTION = 0.5  # of a unit vector: within 60 degrees of the axis
 
 NATURAL = "natural"  # what a classifier may answer beside GenEval's ten: nobody painted this
+# What reasons say beside the words of prompts.
+REASON_WORDS = (
+    *("expected", "found", "none", "at most", "too close to tell", "it", "them", "no such", ",", NATURAL),
+    *map(str, range(1, MAX_PER_CLASS + 1)),
+)
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in px
 

@@ -33,6 +33,7 @@ from transformers import (
 
 from .decode import draw
 from .errors import CorruptError, CotlibError
+from .geneval import REASON_WORDS
 from .seeds import generators
 from .words import build_tokenizer, split
 
@@ -105,9 +106,8 @@ def reflection_question(prompt: str) -> str:
 
 def judge_tokenizer() -> PreTrainedTokenizerFast:
     """Words of the questions, and of reasons such as "expected 3 dogs, found 2"."""
-    reasons = ("expected", "found", "none", "at most", "too close to tell", "it", "them", "no such", ",", "natural")
     short = (PRESENCE, COUNT, COLOR, WHERE, RELATIVE_TO, IN_IMAGE, ARE_IN_IMAGE)
-    phrases = (*FRAMES, *short, "yes", "no", *reasons, *map(str, range(1, 17)))
+    phrases = (*FRAMES, *short, "yes", "no", *REASON_WORDS)
     tokenizer = build_tokenizer(phrases, SPECIALS)
     tokenizer.chat_template = POCKET_CHAT
     return tokenizer
@@ -350,7 +350,7 @@ class Judge:
 
     @torch.inference_mode()
     def say(self, images: np.ndarray, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
-        """The judge's answer to one question per picture in words, the likeliest word at a time."""
+        """The judge's answer to one question per picture in words, the likeliest word at a time; a yes ends it."""
         asked = [self._ids(q) for q in questions]
         longest = max(map(len, asked))
         rows = [[self.tokenizer.pad_token_id] * (longest - len(q)) + self.head + q for q in asked]
@@ -366,6 +366,7 @@ class Judge:
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=[self.tokenizer.eos_token_id, *self.yes],
         )
         return [text.strip() for text in self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)]
 

@@ -171,9 +171,10 @@ def trusted_evaluator(
     return evaluator
 
 
-def judge_to_train(scale: Scale) -> Judge:
-    """The judge of a scale, anew at each call. That of `pocket` has seen clean rendered scenes only."""
-    return _judge(scale, weights_folder(scale, "judge"))
+def judge_to_train(scale: Scale, folder: Path | None = None) -> Judge:
+    """The judge of a scale, or one from its folder, anew at each call. That of `pocket` has seen clean rendered scenes
+    only."""
+    return _judge(scale, folder or weights_folder(scale, "judge"))
 
 
 @lru_cache

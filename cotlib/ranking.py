@@ -77,7 +77,8 @@ def _changed(include: tuple[Clause, ...], i: int, **fields) -> tuple[Clause, ...
 def label_pool(
     pool: Pool, paint: Paint, evaluator: Evaluator, ledger: Ledger, n_neighbours: int, seed: int, group: int = 8
 ) -> dict[str, dict]:
-    """The evaluator's verdict on every finished picture: {"asked": Q texts, "right": bool [K][Q]} by prompt id.
+    """The evaluator's verdict on every finished picture, by prompt id: {"asked": Q texts, "right": bool [K][Q],
+    "reasons": [K][Q], why not in words, a list}.
 
     The first text is the picture's own prompt, then up to `n_neighbours` others. Finished prompts come from the ledger.
     """
@@ -89,8 +90,12 @@ def label_pool(
                 asked = [prompt, *neighbours(prompt, sample_seed(seed, prompt.id, 0, "neighbours"))[:n_neighbours]]
                 images = np.repeat(paint(pool.codes[prompt.id]), len(asked), axis=0)
                 verdicts = evaluator.evaluate(images, asked * K)
-                right = np.array([v.correct for v in verdicts]).reshape(K, len(asked))
-                ledger.append({"prompt": prompt.id, "asked": [p.text for p in asked], "right": right.tolist()})
+                rows = [verdicts[start : start + len(asked)] for start in range(0, len(verdicts), len(asked))]
+                label = {
+                    "right": [[v.correct for v in row] for row in rows],
+                    "reasons": [[list(v.reasons) for v in row] for row in rows],
+                }
+                ledger.append({"prompt": prompt.id, "asked": [p.text for p in asked], **label})
             advance(len(missing[start : start + group]))
     return {p.id: ledger.get(p.id) for p in pool.prompts}
 

@@ -8,6 +8,10 @@ and the vocabulary is text, [PAD], nine special tokens, the codebook, and the ma
 to text; everything from <|soi|> on attends to the whole text and to itself in both directions ("omni-attention").
 Text never sees the image. The unconditional prompt is `<|t2i|> <sot> <eot>`, the dropped caption of training.
 
+A picture to correct stands before the text, <|soi|> N tokens <|eoi|> of its own (Sec. 5, arXiv:2501.13926, says what is
+read, not where). Its tokens see each other, all that follows sees them, and their positions are negative: text and new
+picture stand where they stand without it, so a generator that never saw one is disturbed as little as can be.
+
 Because the text never sees the image, decoding reads a prompt once (`prefix`) and then passes image tokens only. Most
 of a text block is padding, which nobody sees: blocks of it that no prompt of a batch reaches are not read at all. The
 unconditional prompt is read with every batch, a thousandth of its cost, so that nothing is stale after training.
@@ -109,14 +113,15 @@ class ShowoConfig:
 
 @dataclass(frozen=True)
 class Prefix:
-    """What image tokens need of prompts that were read: keys and values of every layer, and which tokens are text.
+    """What image tokens need of prompts that were read: keys and values of every layer, and which tokens count.
 
-    T: the last columns of a text block, as many as the longest prompt reaches.
+    T: the picture to correct, if there is one, and the last columns of a text block, as many as the longest prompt
+    reaches.
     """
 
     keys: list[torch.Tensor]  # per layer, float [B, heads, T, D]
     values: list[torch.Tensor]
-    is_text: torch.Tensor  # bool [B, T]; the rest is padding
+    is_seen: torch.Tensor  # bool [B, T]; the rest is padding
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The cache protocol of `transformers`, except that nothing is remembered: the next step starts here again."""
@@ -124,7 +129,7 @@ class Prefix:
         return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
 
     def get_seq_length(self) -> int:
-        return self.is_text.shape[1]
+        return self.is_seen.shape[1]
 
 
 class Showo(nn.Module):
@@ -160,12 +165,40 @@ class Showo(nn.Module):
             row = [*row[: config.text_length - 1], sot]
         return [config.pad_id] * (config.text_length - len(row)) + row
 
+    def _image(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Image tokens [B, L] between <|soi|> and <|eoi|>."""
+        soi, eoi = (torch.full_like(tokens[:, :1], self.config.special(name)) for name in ("soi", "eoi"))
+        return torch.cat([soi, tokens, eoi], dim=1)
+
     def sequence(self, text_ids: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """[B, T] text blocks, codes [B, L], masked [B, L] -> token ids [B, T + L + 2]."""
         config = self.config
-        image = (codes + config.image_offset).masked_fill(masked, config.mask_id)
-        soi, eoi = (torch.full_like(image[:, :1], config.special(name)) for name in ("soi", "eoi"))
-        return torch.cat([text_ids, soi, image, eoi], dim=1)
+        return torch.cat([text_ids, self._image((codes + config.image_offset).masked_fill(masked, config.mask_id))], 1)
+
+    def correction(
+        self, text_ids: torch.Tensor, codes: torch.Tensor, masked: torch.Tensor, previous: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Inputs of Phi for pictures to be drawn from text and a picture to correct, previous [B, L]; a row of -1 has
+        none. Token ids and positions [B, S], attention mask [B, 1, S, S]: S = (L + 2) + T + (L + 2)."""
+        before = self._image(previous.clamp(min=0) + self.config.image_offset)
+        ids = torch.cat([before, self.sequence(text_ids, codes, masked)], dim=1)
+        P = before.shape[1]
+        return {
+            "input_ids": ids,
+            "attention_mask": self.as_mask(self._correction_mask(text_ids, previous[:, 0] >= 0)),
+            "position_ids": torch.arange(-P, ids.shape[1] - P, device=ids.device).expand(len(ids), -1),
+        }
+
+    def _correction_mask(self, text_ids: torch.Tensor, is_there: torch.Tensor) -> torch.Tensor:
+        """Omni-attention with a picture before the text in the rows where it is there: bool [B, 1, S, S]."""
+        after = self.attention_mask(text_ids)[:, 0]
+        B, S, P = len(after), after.shape[1], self.config.num_vq_tokens + 2
+        is_there = is_there[:, None, None]
+        is_pad = nn.functional.pad(text_ids == self.config.pad_id, (0, S - text_ids.shape[1]))[..., None]
+        within = torch.cat([is_there.expand(B, P, P), after.new_zeros(B, P, S)], dim=2)
+        later = torch.cat([(is_there & ~is_pad).expand(B, S, P), after], dim=2)
+        alone = torch.eye(P + S, dtype=torch.bool, device=after.device)  # a row that sees nothing is NaN
+        return (torch.cat([within, later], dim=1) | alone)[:, None]
 
     def attention_mask(self, text_ids: torch.Tensor) -> torch.Tensor:
         """Omni-attention: bool [B, 1, S, S], True = attends."""
@@ -194,28 +227,44 @@ class Showo(nn.Module):
         return out.last_hidden_state[:, text_ids.shape[1] + 1 : -1]
 
     @torch.inference_mode()
-    def prefix(self, texts: list[str]) -> Prefix:
-        """Read prompts, equal ones once. Raises ValueError as `text_ids` does."""
-        distinct = list(dict.fromkeys(texts))
-        ids, row = self.text_ids(distinct), torch.tensor([distinct.index(text) for text in texts], device=self.device)
+    def prefix(self, texts: list[str], previous: torch.Tensor | None = None) -> Prefix:
+        """Read prompts, equal ones once; before each the picture to correct, where there are some: codes int64 [B, L].
+
+        Raises ValueError as `text_ids` does.
+        """
+        pictures = [()] * len(texts) if previous is None else map(tuple, previous.tolist())
+        asked = list(zip(texts, pictures, strict=True))
+        distinct = list(dict.fromkeys(asked))
+        ids, row = self.text_ids([text for text, _ in distinct]), [distinct.index(one) for one in asked]
         longest = int((ids != self.config.pad_id).sum(1).max())
         ids = ids[:, -min(self.config.text_length, -(-longest // BLOCK) * BLOCK) :]
-        T, cache = ids.shape[1], DynamicCache()
-        allowed = self.attention_mask(ids)[:, :, :T, :T]
+        is_seen, T = ids != self.config.pad_id, ids.shape[1]
+        position = torch.arange(self.config.text_length - T, self.config.text_length, device=self.device)
+        if previous is None:
+            allowed = self.attention_mask(ids)[:, :, :T, :T]
+        else:
+            there = torch.ones(len(ids), dtype=torch.bool, device=self.device)
+            codes = torch.tensor([codes for _, codes in distinct], device=self.device)
+            before = self._image(codes + self.config.image_offset)
+            P = before.shape[1]
+            allowed = self._correction_mask(ids, there)[:, :, : P + T, : P + T]
+            ids, is_seen = torch.cat([before, ids], dim=1), nn.functional.pad(is_seen, (P, 0), value=True)
+            position = torch.cat([torch.arange(-P, 0, device=self.device), position])
+        cache = DynamicCache()
         self.showo.model(
             input_ids=ids,
             attention_mask=self.as_mask(allowed),
-            position_ids=torch.arange(self.config.text_length - T, self.config.text_length, device=self.device)[None],
+            position_ids=position[None],
             past_key_values=cache,
         )
         keys, values = ([getattr(layer, name)[row] for layer in cache.layers] for name in ("keys", "values"))
-        return Prefix(keys, values, (ids != self.config.pad_id)[row])
+        return Prefix(keys, values, is_seen[row])
 
     def hidden_after(self, prefix: Prefix, codes: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         """`hidden` for prompts that were read: [B, L, D]."""
         B, T = len(codes), self.config.text_length
-        ids = self.sequence(prefix.is_text[:, :0].long(), codes, masked)
-        allowed = nn.functional.pad(prefix.is_text, (0, ids.shape[1]), value=True)[:, None, None]
+        ids = self.sequence(prefix.is_seen[:, :0].long(), codes, masked)
+        allowed = nn.functional.pad(prefix.is_seen, (0, ids.shape[1]), value=True)[:, None, None]
         out = self.showo.model(
             input_ids=ids,
             attention_mask=self.as_mask(allowed.expand(B, 1, ids.shape[1], -1)),

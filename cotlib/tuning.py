@@ -1,7 +1,8 @@
-"""Fine-tuning a judge on yes/no answers with TRL's SFTTrainer: one code path for the pocket judge and for 7B.
+"""Supervised fine-tuning with TRL's SFTTrainer: of judges on answers, of the generator on corrections.
 
-The collator makes the inputs that the judge itself reads (`Judge.batch`), several questions packed beside one picture,
-and labels only the answers; the trainer's own loss, logging and low-rank adapters stay as they are.
+One code path for the pocket models and for those of 1.45B and 7B. The judge's collator makes the inputs that the judge
+itself reads (`Judge.batch`), several questions packed beside one picture, and labels only the answers; the trainer's
+own loss, logging and low-rank adapters stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .judge import Judge
@@ -56,14 +57,14 @@ class Collator:
         return self.judge.batch(images, questions, [row["answers"] for row in rows])
 
 
-class AnswerTrainer(SFTTrainer):
+class RowTrainer(SFTTrainer):
     """SFTTrainer over rows that a collator makes into inputs: there is no text to prepare beforehand."""
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["codes", "questions", "answers"]
+        self._signature_columns = self.train_dataset.column_names
 
 
 class Advance(TrainerCallback):
@@ -77,10 +78,27 @@ class Advance(TrainerCallback):
 
 
 def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, folder: Path) -> list[dict[str, float]]:
-    """Train the judge in place; returns the log, one record {"step", "loss", "mean_token_accuracy", ...} a while.
+    """Train the judge in place on rows of `Collator`; raises and returns as `supervise`."""
+    judge.model, log = supervise(
+        judge.model, judge.tokenizer, data, Collator(judge, paint), options, folder, LORA_TARGETS
+    )
+    return log
 
-    torch's global random state is as before afterwards. folder: where the trainer may write.
-    Raises ValueError for no data.
+
+def supervise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Dataset,
+    collator: Callable[[list[dict]], dict[str, torch.Tensor]],
+    options: TuneOptions,
+    folder: Path,
+    targets: str,
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """Train a model on rows that the collator makes into inputs and labels.
+
+    Returns it (adapters on the modules `targets` merged) and the log, one record {"step", "loss",
+    "mean_token_accuracy", ...} a while. torch's global random state is as before afterwards. folder: where the trainer
+    may write. Raises ValueError for no data.
     """
     if not len(data):
         raise ValueError("no examples to learn from")
@@ -99,29 +117,27 @@ def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, f
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to=[],
-        use_cpu=judge.model.device.type == "cpu",
+        use_cpu=model.device.type == "cpu",
         disable_tqdm=True,
         seed=options.seed,
         dataloader_drop_last=len(data) >= options.batch_size,
     )
     with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
-        trainer = AnswerTrainer(
-            model=judge.model,
+        trainer = RowTrainer(
+            model=model,
             args=settings,
-            processing_class=judge.tokenizer,
-            data_collator=Collator(judge, paint),
+            processing_class=tokenizer,
+            data_collator=collator,
             train_dataset=data,
-            peft_config=lora(options.lora_rank, LORA_TARGETS),
+            peft_config=lora(options.lora_rank, targets),
             callbacks=[Advance(advance)],
         )
         trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
         trainer.train()
-    if options.lora_rank is not None:
-        judge.model = trainer.model.merge_and_unload()
-    judge.model.eval()
+    model = model if options.lora_rank is None else trainer.model.merge_and_unload()
     history = (record for record in trainer.state.log_history if "loss" in record)
     # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
-    return [{name: value for name, value in record.items() if name != "num_tokens"} for record in history]
+    return model.eval(), [{k: v for k, v in record.items() if k != "num_tokens"} for record in history]
 
 
 def lora(rank: int | None, targets: str):

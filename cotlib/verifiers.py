@@ -57,11 +57,13 @@ VERIFIERS = {
         Verifier("parm", "parm", outcome_question, every_step=False),  # its last question; `parm.search` asks all three
         Verifier("parm-clarity", "parm", clarity_question, every_step=True),
         Verifier("parm-potential", "parm", potential_question, every_step=True),
+        Verifier("parm++", "parm++", outcome_question, every_step=False),  # of the judge that also reflects
     )
 }
 
 
 PARM_TASKS = ("outcome", "clarity", "potential")
+REFLECTING_TASKS = (*PARM_TASKS, "reflection")
 
 
 def parm_of(judge: Judge, untrained: bool = False) -> Parm:

@@ -49,7 +49,7 @@ def test_the_prompt_and_its_length_matter(model):
 @pytest.mark.parametrize(("texts", "columns"), [([DOG], BLOCK), ([DOG, LONG], 2 * BLOCK), (["red " * 126], 129)])
 def test_only_the_blocks_of_padding_that_a_prompt_reaches_are_read(model, texts, columns):
     prefix = model.prefix(texts)
-    assert prefix.is_text.shape == (len(texts), columns) and prefix.keys[0].shape[2] == columns
+    assert prefix.is_seen.shape == (len(texts), columns) and prefix.keys[0].shape[2] == columns
     codes, masked = torch.zeros(len(texts), 16, dtype=torch.long), torch.ones(len(texts), 16, dtype=torch.bool)
     with torch.no_grad():
         whole = model.hidden(model.text_ids(texts), codes, masked)

@@ -2,12 +2,31 @@
 
 Each stage is kept in a ledger under `pools/`, keyed by the weights and options it depends on, one line per prompt; a
 notebook that finds it there reads it, one that does not makes it. Fine-tuned judges and aligned generators lie under
-`models/`. Each module needs those before it only: sources, data, judges, generators, pools, measures.
+`models/`. Each module needs those before it only: sources, data, judges, generators, pools, reflections, measures.
 """
 
 from .data import Ranking, ranking_data, rolled_out
-from .generators import AlignedGenerator, aligned, known_generators, preference_options, recipe, source
-from .judges import Tuned, outcome_judge, parm_judge, parm_scores, process_judge, settled, verifier_score
+from .generators import (
+    REFLECT,
+    AlignedGenerator,
+    aligned,
+    correcting,
+    known_generators,
+    preference_options,
+    recipe,
+    source,
+)
+from .judges import (
+    Tuned,
+    outcome_judge,
+    parm_judge,
+    parm_scores,
+    process_judge,
+    reflecting_judge,
+    reflection_of,
+    settled,
+    verifier_score,
+)
 from .measures import (
     Choice,
     accuracy_of_seed,
@@ -38,4 +57,5 @@ from .pools import (
     scores_of,
     verdicts,
 )
+from .reflections import judged_rounds, reflected
 from .sources import Source, base, decode_options, weights_digest, without

@@ -49,7 +49,7 @@ def ranking_data(run: Run, source: Source | None = None) -> Ranking:
         pool,
         load_tokenizer(run.scale).decode,
         trusted_evaluator(run.scale),
-        run.ledger(f"{name}-labels", **identity),
+        run.ledger(f"{name}-labels", reasons=True, **identity),
         n_neighbours,
         run.seed,
     )

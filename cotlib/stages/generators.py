@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import models, store
 from ..config import suggest
+from ..correction import correction_groups, learn_to_correct
 from ..loaders import generator_to_train, load_tokenizer
 from ..preference import Guide, PreferenceOptions, align, count_pairs, preference_pairs, split_pairs
 from ..progress import progress
@@ -22,6 +23,7 @@ from ..run import Run
 from ..search import Score
 from ..seeds import sample_seed
 from ..showo import Showo
+from ..tuning import TuneOptions
 from ..verifiers import named
 from .data import ranking_data
 from .judges import verifier_score
@@ -42,6 +44,7 @@ RECIPES = {
     "it-dpo-orm": Recipe("dpo", guide="orm"),
     "it-dpo-parm": Recipe("dpo", guide="parm"),
 }
+REFLECT = "reflect"  # the generator that corrects
 # Then both gradients are about as long: at the first steps 0.3 to 0.6 of the guide's term, 1.8 to 2.6 of the pairs'.
 GUIDANCE_WEIGHT = 4.0
 
@@ -146,9 +149,42 @@ def _guide(run: Run, model: Showo, asked: list[Prompt], score: Score, options: P
     return Guide(model, asked, load_tokenizer(run.scale).decode, score, decode_options(run), options)
 
 
+@dataclass(frozen=True)
+class Corrected:
+    """The base, fine-tuned to correct its pictures."""
+
+    folder: Path
+    log: list[dict[str, float]]  # the trainer's: {"step", "loss", ...}
+    groups: Mapping[str, int]  # of each task, that it learned from
+    seconds: float
+
+
+CORRECTIONS_PER_TEXT = 4  # wrong pictures of each training prompt, and of each prompt one clause away, at most
+
+
+def correcting(run: Run) -> Corrected:
+    """The generator of self-correction, trained once from the base's wrong pictures (see `correction.py`)."""
+    data = ranking_data(run)
+    groups = correction_groups(data.pool, data.labels, run.seed, CORRECTIONS_PER_TEXT)
+    options = TuneOptions(epochs=run.params["correct_epochs"], seed=run.seed, learning_rate=1e-4)
+    if not run.scale.offline:
+        options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
+
+    def train(folder: Path) -> dict[str, Any]:
+        begun = time.perf_counter()
+        model, log = learn_to_correct(generator_to_train(run.scale), groups, options, folder)
+        model.save_pretrained(folder)
+        return {"log": log, "groups": count_pairs(groups), "seconds": round(time.perf_counter() - begun, 1)}
+
+    what = {"groups": store.digest(groups), "options": asdict(options), **base(run).made_by}
+    folder = models.trained(run.models, REFLECT, what, train)
+    made = models.notes(folder)
+    return Corrected(folder, made["log"], made["groups"], made["seconds"])
+
+
 def source(run: Run, generator: str) -> Source:
-    """A generator of any name; an aligned one is trained if it is not there yet."""
+    """A generator of any name; an aligned one, and the one that corrects, is trained if it is not there yet."""
     if generator == "base":
         return base(run)
-    made = aligned(run, generator)
-    return Source(generator, made.folder, {**asdict(decode_options(run)), "generator": made.key})
+    folder = (correcting(run) if generator == REFLECT else aligned(run, generator)).folder
+    return Source(generator, folder, {**asdict(decode_options(run)), "generator": folder.name})

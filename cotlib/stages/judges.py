@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from ..config import suggest
 from ..judge import outcome_question, process_question
 from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
 from ..parm import Parm
+from ..reflection import Look, reflect, reflection_examples
 from ..run import Run
 from ..search import Score
 from ..tuning import TuneOptions, fine_tune
-from ..verifiers import PARM_TASKS, Verifier, parm_of
+from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of
 from .data import ranking_data, rolled_out
 from .sources import weights_digest, without
 
@@ -73,17 +74,35 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
         PARM_STEPS,
         n_questions=len(ends[0]["questions"]),
     )
-    examples = [
-        {**example, "questions": [[q] if isinstance(q, str) else list(q) for q in example["questions"]]}
-        for example in (*ends, *steps)
-    ]
-    return _tuned(run, "parm", examples, {**data.identity, "clarity": clarity}, PARM_TASKS)
+    return _tuned(run, "parm", _in_turns((*ends, *steps)), {**data.identity, "clarity": clarity}, PARM_TASKS)
+
+
+def _in_turns(examples: Iterable[dict]) -> list[dict]:
+    """Questions of one turn and of several in one form, as a data set needs them."""
+    return [{**e, "questions": [[q] if isinstance(q, str) else list(q) for q in e["questions"]]} for e in examples]
+
+
+def reflecting_judge(run: Run) -> Tuned:
+    """PARM's judge, further trained to say what is wrong (PARM++), on as many pictures as it learned PARM from.
+
+    The paper trains one judge on all of it from the start; this costs the reflections only. Every picture is also asked
+    about as the outcome verifier asks, so that this is not forgotten.
+    """
+    data = ranking_data(run)
+    examples = _in_turns(reflection_examples(data.pool, data.labels, outcome_question, run.seed))
+    return _tuned(run, "parm++", examples, data.identity, REFLECTING_TASKS, start=parm_judge(run).folder)
 
 
 def _tuned(
-    run: Run, name: str, examples: list[dict], depends_on: Mapping[str, Any], trained_for: Sequence[str] = ()
+    run: Run,
+    name: str,
+    examples: list[dict],
+    depends_on: Mapping[str, Any],
+    trained_for: Sequence[str] = (),
+    start: Path | None = None,
 ) -> Tuned:
-    """Fine-tune the zero-shot judge on examples, once. The data set is kept beside the weights, with a card.
+    """Fine-tune the zero-shot judge, or one in folder `start`, on examples, once. The data set is kept beside the
+    weights, with a card.
 
     trained_for: the questions that it now can answer, kept in its configuration.
     """
@@ -91,6 +110,7 @@ def _tuned(
     if not run.scale.offline:
         options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
     what = {
+        **({} if start is None else {"start": start.name}),
         "scale": run.scale.name,
         "seed": run.seed,
         "examples": store.digest(examples),
@@ -99,18 +119,21 @@ def _tuned(
     }
 
     def train(folder: Path) -> dict[str, Any]:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         data = ranking.balanced(examples, run.seed)
         ranking.save(data, folder / "data", depends_on)
-        judge = judge_to_train(run.scale)
+        judge = judge_to_train(run.scale, start)
         log = fine_tune(judge, data, load_tokenizer(run.scale).decode, options, folder)
         judge.model.config.trained_for = list(trained_for)
         judge.save_pretrained(folder)
-        return {"log": log, "seconds": round(time.perf_counter() - start, 1), "examples": len(data)}
+        return {"log": log, "seconds": round(time.perf_counter() - begun, 1), "examples": len(data)}
 
     folder = models.trained(run.models, name, what, train)
     made = models.notes(folder)
     return Tuned(folder, made["log"], made["seconds"], made["examples"])
+
+
+JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge, "parm++": reflecting_judge}
 
 
 def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
@@ -118,11 +141,17 @@ def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]
     identity = weights_digest(run, "tokenizer")
     if verifier.judge == "zero-shot":
         return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
-    folder = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}[verifier.judge](run).folder
+    folder = JUDGES[verifier.judge](run).folder
     return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
 
 
-def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
-    """PARM's three answers by its judge, and what they depend on."""
-    folder = parm_judge(run).folder
+def parm_scores(run: Run, judge: str = "parm") -> tuple[Parm, dict[str, str]]:
+    """PARM's three answers by its judge, or by that of PARM++, and what they depend on."""
+    folder = JUDGES[judge](run).folder
     return parm_of(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
+
+
+def reflection_of(run: Run) -> tuple[Look, dict[str, str]]:
+    """What the judge of PARM++ says is wrong with pictures, in words, and what that depends on."""
+    folder = reflecting_judge(run).folder
+    return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}

@@ -65,10 +65,11 @@ def verdicts(run: Run, pools: Pools) -> list[dict[str, list[dict]]]:
 
     Raises DetectorError where the evaluator fails its canary.
     """
-    return _scored(run, pools, "verdicts", _verdict_score(run), weights_digest(run, "tokenizer", "detector"))
+    return _scored(run, pools, "verdicts", verdict_score(run), weights_digest(run, "tokenizer", "detector"))
 
 
-def _verdict_score(run: Run) -> Score:
+def verdict_score(run: Run) -> Score:
+    """The evaluator's verdict {"correct": bool, "reasons": [text, ...]} on each (picture, prompt)."""
     evaluator = trusted_evaluator(run.scale)
     return lambda images, prompts: [asdict(verdict) for verdict in evaluator.evaluate(images, prompts)]
 
@@ -98,7 +99,7 @@ def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
     return outcome_scores(run, pools, verifier)
 
 
-PARM = {"parm": ParmOptions(), "parm-released": RELEASED}
+PARM = {"parm": ParmOptions(), "parm-released": RELEASED, "parm++": ParmOptions()}
 
 
 def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any) -> list[dict[str, dict]]:
@@ -109,7 +110,7 @@ def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any)
     if verifier not in PARM:
         raise ValueError(f"{verifier!r} is no way to use PARM; {suggest(verifier, PARM)}")
     options = replace(PARM[verifier], **changes)
-    answers, identity = parm_scores(run)
+    answers, identity = parm_scores(run, "parm++" if verifier == "parm++" else "parm")
     paint = load_tokenizer(run.scale).decode
     name = verifier if not changes else f"{verifier}-{store.digest(changes)[:8]}"
     return [
@@ -193,7 +194,7 @@ def climb(run: Run, verifier: str, n: int) -> list[Climbed]:
         ledger = run.ledger(
             f"step-{image}-{verifier}-{n}-verdicts", image=image, **made_by, **weights_digest(run, "detector")
         )
-        judged = score_pool(run.prompts, codes, paint, _verdict_score(run), ledger, "verdicts")
+        judged = score_pool(run.prompts, codes, paint, verdict_score(run), ledger, "verdicts")
         searched.append(
             Climbed(
                 {id: rows[0] for id, rows in codes.items()},
@@ -229,7 +230,7 @@ def pruned(run: Run, n: int, keep: int) -> list[dict[str, dict]]:
         )
         codes = {id: torch.tensor([record["codes"]]) for id, record in found.items()}
         ledger = run.ledger(f"{name}-verdicts", image=image, **made_by, **weights_digest(run, "detector"))
-        judged = score_pool(run.prompts, codes, paint, _verdict_score(run), ledger, "verdicts")
+        judged = score_pool(run.prompts, codes, paint, verdict_score(run), ledger, "verdicts")
         kept = ("token_steps", "judge_calls")
         searched.append(
             {id: {"correct": judged[id][0]["correct"], **{k: r[k] for k in kept}} for id, r in found.items()}
