@@ -27,6 +27,8 @@ METHODS = {
     "parm": ("#E69F00", "P", "-", "PARM"),
     "parm-released": ("#F0E442", "X", "--", "PARM as released (stops nothing)"),
     "prune-and-branch": ("#882255", "d", ":", "prune and branch"),
+    "parm++-no-reflection": ("#661100", "p", ":", "PARM++ without reflection"),
+    "parm++": ("#661100", "h", "-", "PARM++ with reflection"),
     "oracle": ("#D55E00", "v", "--", "oracle (the evaluator chooses)"),
 }
 GENERATORS = {
@@ -35,6 +37,7 @@ GENERATORS = {
     "it-dpo": ("#D55E00", "^", "--", "iterative DPO"),
     "it-dpo-orm": ("#0072B2", "D", "-", "iterative DPO guided by ORM"),
     "it-dpo-parm": ("#CC79A7", "v", "-", "iterative DPO guided by PARM"),
+    "reflect": ("#661100", "h", "-", "self-correction fine-tuning"),
 }
 TASK_NAMES = {
     "single_object": "single object",
@@ -421,4 +424,43 @@ def auc_by_step(curves: Mapping[str, Mapping[int, Estimate]]) -> Figure:
     if curves:
         ax.legend(fontsize=7)
     fig.tight_layout()
+    return fig
+
+
+def reflection_curves(rounds: pd.DataFrame) -> Figure:
+    """Overall against token-steps {N, rounds, token_steps in candidates decoded to their end, overall, low, high}.
+
+    A line joins the rounds of one N; the dashed one, the searches without reflection.
+    """
+    fig, ax = plt.subplots(figsize=(6, 3.4))
+    color, _, _, _ = METHODS["parm++"]
+    plain = rounds[rounds["rounds"] == 0]
+    ax.plot(plain.token_steps, plain.overall, color="0.5", ls="--", marker="o", mfc="white", label="no reflection")
+    for marker, (n, of) in zip(cycle("^sDv"), rounds.groupby("N"), strict=False):
+        error = (of.overall - of.low, of.high - of.overall)
+        ax.errorbar(of.token_steps, of.overall, error, color=color, marker=marker, ms=4, lw=1, label=f"from N = {n}")
+    ax.set(xlabel="token-steps, in candidates decoded to their end", ylabel="GenEval overall", xscale="log")
+    ax.legend(fontsize=7)
+    fig.tight_layout()
+    return fig
+
+
+def corrections(rows: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[bool]]]) -> Figure:
+    """Rounds of correction, a row a prompt: text, pictures uint8 [R, H, W, 3], what the judge says of each, and
+    whether the evaluator calls it right (framed blue) or wrong (dashed red)."""
+    R, size = max(len(pictures) for _, pictures, *_ in rows), 1.9
+    fig, axes = plt.subplots(len(rows), R, figsize=(size * R, (size + 0.75) * len(rows)), squeeze=False)
+    for line, (text, pictures, said, right) in zip(axes, rows, strict=True):
+        for i, ax in enumerate(line):
+            _bare(ax)
+            if i >= len(pictures):
+                continue
+            ax.imshow(pictures[i], interpolation="nearest")
+            ax.set_xlabel(fill(said[i], 34), fontsize=6)
+            ax.spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if right[i] else "#D55E00")
+            ax.spines[:].set_linestyle("-" if right[i] else (0, (3, 2)))
+            if line is axes[0]:
+                ax.set_title("first choice" if i == 0 else f"round {i}", fontsize=8)
+        line[0].set_ylabel(fill(text, 18), fontsize=7)
+    fig.tight_layout(pad=0.4)
     return fig

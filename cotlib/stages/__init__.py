@@ -57,5 +57,5 @@ from .pools import (
     scores_of,
     verdicts,
 )
-from .reflections import judged_rounds, reflected
+from .reflections import first_candidates, judged_rounds, reflected, search_cost
 from .sources import Source, base, decode_options, weights_digest, without

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
+import numpy as np
+
 from .. import store
 from ..correction import Corrector, Note, readable
 from ..loaders import load_generator, load_tokenizer
@@ -12,7 +14,7 @@ from ..parm import search
 from ..prompts import Prompt
 from ..reflection import Round, read, rounds
 from ..run import Run
-from ..search import score_pool
+from ..search import Pool, score_pool
 from ..seeds import sample_seed
 from .generators import correcting
 from .judges import parm_scores, reflection_of
@@ -70,3 +72,20 @@ def judged_rounds(run: Run, pools: Pools, searched: Sequence[Sequence[Round]]) -
             of_image.append({id: row[0] for id, row in rows.items()})
         judged.append(of_image)
     return judged
+
+
+def first_candidates(pools: Pools, n: int) -> Pools:
+    """Pools of the first n candidates of each prompt. ValueError for more than there are."""
+    if not 1 <= n <= pools[0].n_candidates:
+        raise ValueError(f"first_candidates: n must lie in 1..{pools[0].n_candidates}, got {n}")
+    cut = [Pool(pool.prompts, {id: path[:n] for id, path in pool.paths.items()}) for pool in pools]
+    return Pools(f"{pools.generator}-first-{n}", cut, {**pools.identity, "first": n})
+
+
+def search_cost(pools: Pools, searched: Sequence[Sequence[Round]]) -> list[float]:
+    """Token-steps up to and with each round, mean of prompts and images, as a share of decoding every candidate of the
+    pools to its end."""
+    pool, n_rounds = pools[0], max(map(len, searched))
+    whole = pool.n_candidates * pool.n_steps * pool.codes[pool.prompts[0].id].shape[1]
+    spent = [[float(np.mean(list(r.token_steps.values()))) for r in done] for done in searched]
+    return [float(np.mean([sum(of_image[: i + 1]) for of_image in spent])) / whole for i in range(n_rounds)]
