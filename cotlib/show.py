@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from . import paper
 from .prompts import TASKS
@@ -440,6 +440,8 @@ def reflection_curves(rounds: pd.DataFrame) -> Figure:
         error = (of.overall - of.low, of.high - of.overall)
         ax.errorbar(of.token_steps, of.overall, error, color=color, marker=marker, ms=4, lw=1, label=f"from N = {n}")
     ax.set(xlabel="token-steps, in candidates decoded to their end", ylabel="GenEval overall", xscale="log")
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(ScalarFormatter())
     ax.legend(fontsize=7)
     fig.tight_layout()
     return fig
