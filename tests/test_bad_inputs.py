@@ -173,7 +173,7 @@ COMMANDS = [
     ("run --seed x", 2, "integer"),
     ("run 01_base", 2, "did you mean '01_baseline'"),
     ("run 99_nowhere", 2, "unknown notebook '99_nowhere'; "),
-    ("run 07_reflection", 2, "unknown notebook '07_reflection'"),
+    ("run 09_reflection", 2, "unknown notebook '09_reflection'"),
     ("run _template", 3, "no notebook"),
     ("run --effort fast", 2, "unknown effort 'fast'"),
     ("run --scale poket", 2, "did you mean 'pocket'"),
