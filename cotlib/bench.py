@@ -38,6 +38,7 @@ from .decode import (
 )
 from .loaders import generator_to_train, load_generator, load_judge, load_tokenizer
 from .parm import Parm, ParmOptions, released_loop, search
+from .precision import has_bf16
 from .prompts import Prompt, geneval_prompts, take
 from .search import Paint
 from .showo import PHI_ROPE, Showo, ShowoConfig
@@ -57,7 +58,7 @@ class Comparison:
 
     reference: list[float]
     fp32: list[float]
-    bf16: list[float]
+    bf16: list[float]  # empty where the processor only emulates it
     n_different: int  # in float32
     n_tokens: int
 
@@ -65,7 +66,7 @@ class Comparison:
     def ratios(self) -> dict[str, float]:
         """How many times the reference takes what ours takes: the median over rounds, each a ratio of its own."""
         pairs = {"speed/decode-ratio": self.fp32, "speed/decode-ratio-bf16": self.bf16}
-        return {name: float(np.median(np.divide(self.reference, ours))) for name, ours in pairs.items()}
+        return {name: float(np.median(np.divide(self.reference, ours))) for name, ours in pairs.items() if ours}
 
 
 @torch.inference_mode()
@@ -121,6 +122,8 @@ def compare(config: ShowoConfig = CONFIG, options: DecodeOptions = OPTIONS, roun
     }
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     n_different = 0
+    if not has_bf16():
+        del jobs["bf16"]
     with one_thread():
         for i in range(rounds):
             noise = recorded(i, options.steps, 1, config.num_vq_tokens, config.codebook_size)

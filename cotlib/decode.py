@@ -14,7 +14,7 @@ Differences from upstream, each tested:
    torch.multinomial, which draws one number per code of the codebook.
 4. After the last step nothing is masked, and a picture without unknown tokens stays as it is; `always_mask_one=True`
    masks one token in both cases, as upstream does.
-5. The network runs in bfloat16 unless `precision="fp32"`.
+5. The network runs in bfloat16 where the processor multiplies it natively, else in float32 (`precision`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from .precision import best_precision
 from .seeds import generators
 
 PRECISIONS = ("bf16", "fp32")
@@ -66,7 +67,7 @@ class DecodeOptions:
     schedule: str = "cosine"
     remask_temperature: str = "showo"
     always_mask_one: bool = False  # upstream's: at least one token is masked after every step, come what may
-    precision: str = "bf16"
+    precision: str = field(default_factory=best_precision)  # "bf16" or "fp32"
 
     def __post_init__(self) -> None:
         if self.steps < 1:

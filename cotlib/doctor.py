@@ -14,6 +14,7 @@ import torch
 from . import __version__, fetch, hub, loaders, provenance, store
 from .config import EFFORTS, PARTS, SCALES, Effort, Scale
 from .errors import CotlibError, IncompleteError
+from .precision import has_bf16
 from .prompts import geneval_prompts, take
 
 GB = 1e9
@@ -37,7 +38,8 @@ def _machine() -> Iterator[str]:
         f"{name} {versions[name]}" for name in ("transformers", "accelerate") if name in versions
     )
     threads = f"{machine['cores']} cores for this process, {torch.get_num_threads()} threads of torch"
-    yield f"processor: {machine['cpu']}, {threads}"
+    arithmetic = "bfloat16" if has_bf16() else "float32, as this processor only emulates bfloat16"
+    yield f"processor: {machine['cpu']}, {threads}, {arithmetic}"
     yield f"memory: {memory.total / GB:.1f} GB, {memory.available / GB:.1f} GB free"
     for what, folder in (("outputs", provenance.outputs_root()), ("weights", hub.place())):
         yield f"disk for {what}: {fetch.free_disk(folder) / GB:.1f} GB free in {folder}"

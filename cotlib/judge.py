@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from transformers import (
 from .decode import draw
 from .errors import CorruptError, CotlibError
 from .geneval import REASON_WORDS
+from .precision import autocast
 from .seeds import generators
 from .words import build_tokenizer, split
 
@@ -315,7 +317,7 @@ class Judge:
         for start in range(0, len(images), batch_size):
             chunk = slice(start, start + batch_size)
             asked = [[q] for q in questions[chunk]]
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.model.device.type == "cpu"):
+            with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
                 logits = self.read(self.batch(images[chunk], asked), 1)[0][:, 0].cpu()
             if not logits.isfinite().all():
                 raise CotlibError("the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16")

@@ -32,6 +32,7 @@ from trl import DPOConfig, DPOTrainer
 from .decode import DecodeOptions, decode, final
 from .errors import CotlibError, ForeignError
 from .losses import MASK_SHARINGS, draw, image_logps
+from .precision import has_bf16
 from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
@@ -332,7 +333,7 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         loss_type=["sigmoid_norm" if options.per_token else "sigmoid", *(["sft"] if options.sft_weight else [])],
         loss_weights=[1.0, options.sft_weight] if options.sft_weight else None,
         max_length=None,
-        bf16=True,
+        bf16=has_bf16(model.device.type),
         activation_checkpointing=False,
         logging_steps=max(1, n_steps // 25),
         logging_nan_inf_filter=False,

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from .judge import Judge
+from .precision import has_bf16
 from .progress import progress
 from .search import Paint
 
@@ -111,7 +112,7 @@ def supervise(
         lr_scheduler_type="cosine",
         warmup_steps=max(1, n_steps // 20),
         max_length=None,
-        bf16=True,
+        bf16=has_bf16(model.device.type),
         activation_checkpointing=options.lora_rank is not None,
         logging_steps=max(1, n_steps // 25),
         logging_nan_inf_filter=False,

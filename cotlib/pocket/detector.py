@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..geneval import NATURAL, Detection, Verdict, evaluate
+from ..precision import autocast
 from ..prompts import CLASSES, COLORS, Prompt
 
 PALETTE = (*COLORS, NATURAL)
@@ -63,7 +64,7 @@ class PocketDetector(nn.Module, PyTorchModelHubMixin):
     def votes(self, images: np.ndarray) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """uint8 [B, H, W, 3] -> colour log-probabilities [B, 11, 8, 8] and, per side, scores [B, 80, y, x]."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             cls, color, place = (x.float() for x in self(pixels.contiguous(memory_format=torch.channels_last)))
         cls, place = cls.softmax(1)[:, :-1], place.softmax(1)
         scores = {}

@@ -31,6 +31,7 @@ from ..judge import (
     outcome_question,
     pocket_judge_config,
 )
+from ..precision import autocast, best_dtype
 from ..prompts import CLASSES, COLORS, NUMBER_WORDS, TASKS, geneval_prompts
 from ..provenance import machine
 from ..seeds import sample_seed
@@ -73,7 +74,7 @@ def crowded_scene(rng: np.random.Generator) -> np.ndarray:
 
 def reconstruction_loss(model: PocketTokenizer, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Squared and absolute error, and LFQ's entropy term: each bit sure of itself, all codes used."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         painted, z = model(pixels)
     painted = painted.float()
     mse = F.mse_loss(painted, pixels)
@@ -123,7 +124,7 @@ def token_loss(
     """Cross-entropy of the masked tokens, on at most `n` of them per row: the head is a fifth of the cost."""
     order = (masked.float() + 0.5 * torch.rand(masked.shape, generator=rng)).argsort(-1, descending=True)[:, :n]
     target = codes.masked_fill(~masked, -100).gather(1, order)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast():
         hidden = model.hidden(text, codes, masked)
         logits = model.head(hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])))
     loss = F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=-100)
@@ -245,7 +246,7 @@ def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int 
         rng = np.random.default_rng(sample_seed(seed, "damage", i, "detector"))
         labels = cell_labels(batch)
         images = damage(break_objects(batch, labels, rng), vision, rng)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             answers = model(to_pixels(images).contiguous(memory_format=torch.channels_last))
         losses = [F.cross_entropy(a.float(), t) for a, t in zip(answers, labels, strict=True)]
         return {"loss": sum(losses), "class": losses[0].detach(), "color": losses[1].detach()}
@@ -332,11 +333,11 @@ def train_judge(
         batch = scenes(world.EXAM, seed, "judge", i * batch_size, batch_size)
         images = to_pixels(blemished(pictures(batch), rng))
         if loop.seconds < eye * 60 * minutes:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with autocast():
                 dense = dense_loss(judge, judge.look(images), batch)
             return {"loss": dense, "dense": dense.detach()}
         rows, answers = zip(*(questions.about(scene, rng, n_questions) for scene in batch), strict=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             logits, tokens = judge.read(judge.batch(images, rows), n_questions)
             dense = dense_loss(judge, tokens, batch)
         target = torch.tensor([judge.tokenizer.convert_tokens_to_ids(list(row)) for row in answers])
@@ -445,7 +446,7 @@ def write_card(part: str, folder: Path, minutes: float, seed: int, measured: dic
         f"- **Command**: `cotlib pretrain {part} --minutes {minutes:g} --seed {seed}`",
         f"- **Data**: {DATA[part]}",
         f"- **Budget**: {progress['seconds'] / 60:.1f} min, {progress['steps']} steps, resumable",
-        f"- **Machine**: {machine()['cpu']}, {torch.get_num_threads()} threads, bfloat16 autocast, no GPU",
+        f"- **Machine**: {machine()['cpu']}, {torch.get_num_threads()} threads, {best_dtype()}, no GPU",
         f"- **Measured**: {', '.join(f'{k} {v:.4g}' for k, v in measured.items())}",
         "- **Limits**: knows the 80 classes, 10 colours and sentence forms of the pocket world, nothing else.",
         "",

@@ -16,6 +16,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
+from ..precision import autocast
+
 
 class ResidualBlock(nn.Module):
     def __init__(self, width: int):
@@ -112,7 +114,7 @@ class PocketTokenizer(nn.Module, PyTorchModelHubMixin):
         images = [np.empty((0, self.image_size, self.image_size, 3), np.uint8)]
         for chunk in codes.split(batch_size):
             signs = self.signs(chunk.view(-1, self.grid, self.grid).to(self.device))
-            with torch.autocast(signs.device.type, dtype=torch.bfloat16):
+            with autocast(signs.device.type):
                 pixels = self.decoder(signs.contiguous(memory_format=torch.channels_last))
             images.append(to_images(pixels.float()))
         return np.concatenate(images)

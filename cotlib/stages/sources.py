@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import hub, store
 from ..decode import DecodeOptions
-from ..loaders import weights_folder
+from ..loaders import device, weights_folder
+from ..precision import best_precision
 from ..run import Run
 
 ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where weights do not ship with the package
@@ -25,7 +26,10 @@ def weights_digest(run: Run, *parts: str) -> dict[str, str | None]:
 
 def decode_options(run: Run) -> DecodeOptions:
     return DecodeOptions(
-        steps=run.params["steps"], guidance=run.params["guidance"], temperature=run.params["temperature"]
+        steps=run.params["steps"],
+        guidance=run.params["guidance"],
+        temperature=run.params["temperature"],
+        precision=best_precision("cpu" if run.scale.offline else device()),
     )
 
 
