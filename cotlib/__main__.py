@@ -10,6 +10,7 @@ import fnmatch
 import json
 import signal
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -148,16 +149,35 @@ def results(
     as_json: Annotated[bool, typer.Option("--json", help="Full records as JSON.")] = False,
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",
+    published: Annotated[
+        bool, typer.Option("--published", help="Of the published run of this scale, whatever its effort.")
+    ] = False,
 ) -> None:
     """Print what the notebooks measured."""
     wanted = pattern if set(pattern) & set("*?[") else f"*{pattern}*"
-    records = [record for record in _measurements(scale, effort) if fnmatch.fnmatchcase(record["name"], wanted)]
+    measured = _published(scale) if published else _measurements(scale, effort)
+    records = [record for record in measured if fnmatch.fnmatchcase(record["name"], wanted)]
     if not records:
-        raise ValueError(f"no measurement matches {pattern!r} at {scale}/{effort}; see them all with: cotlib results")
+        where = f"{scale}, published" if published else f"{scale}/{effort}"
+        raise ValueError(f"no measurement matches {pattern!r} at {where}; see them all with: cotlib results")
     if as_json:
         print(json.dumps(records, indent=1))
     else:
         print_rows([_readable(record) for record in records])
+
+
+def _published(scale: str) -> list[dict[str, Any]]:
+    """Measurements of the published run, with a note of what it is."""
+    from cotlib import published
+
+    records, manifest = published.read_published(published.results_root() / _scale(scale).name)
+    hours = sum(manifest["seconds"].values()) / 3600
+    print(
+        f"published: effort {manifest['effort']}, seed {manifest['seed']}, commits {', '.join(manifest['commits'])}, "
+        f"{hours:.1f} h on {'; '.join(manifest['machines'])}",
+        file=sys.stderr,
+    )
+    return records
 
 
 def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
@@ -177,6 +197,47 @@ def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
         file=sys.stderr,
     )
     return records
+
+
+@app.command()
+def publish(
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "full",
+    force: Annotated[bool, typer.Option("--force", help="Replace a published run of a larger effort.")] = False,
+) -> None:
+    """Copy a finished run's results, tables and figures to docs/results/, for readers and for the README."""
+    from cotlib import published
+
+    folder = published.publish(scale, effort, published.results_root(), force)
+    print(f"published in {folder}; bring the README up to date with: make readme")
+
+
+@app.command()
+def compare(
+    run: Annotated[str, typer.Argument(help="SCALE/EFFORT, such as pocket/quick, or a folder with results.json.")],
+    with_: Annotated[str, typer.Option("--with", help="published, or another run.")] = "published",
+    everything: Annotated[bool, typer.Option("--all", help="Also what agrees.")] = False,
+) -> None:
+    """Say where two runs differ beyond their intervals."""
+    from cotlib import published
+    from cotlib.run import RESULTS
+    from cotlib.store import read_json
+
+    folder = published.run_folder(run)
+    if with_ == "published":
+        theirs = _published(folder.parent.name if folder.parent.name in SCALES else "pocket")
+    else:
+        theirs = read_json(published.run_folder(with_) / RESULTS)
+    rows = published.compare(read_json(folder / RESULTS), theirs)
+    shown = [row for row in rows if everything or row["verdict"] not in ("agrees", "equal")]
+    if shown:
+        print_rows([{name: _cell(value) for name, value in row.items()} for row in shown])
+    verdicts = Counter(row["verdict"] for row in rows)
+    print(", ".join(f"{n} {'are ' if verdict == 'other' else ''}{verdict}" for verdict, n in sorted(verdicts.items())))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _readable(record: dict[str, Any]) -> dict[str, str]:
@@ -324,7 +385,8 @@ def bench(
 
     compared = compare(rounds=rounds)
     for name, seconds in (("reference", compared.reference), ("fp32", compared.fp32), ("bf16", compared.bf16)):
-        print(f"{name}: {', '.join(f'{s:.2f}' for s in seconds)} processor seconds per image")
+        timed = ", ".join(f"{s:.2f}" for s in seconds)
+        print(f"{name}: {f'{timed} processor seconds per image' if seconds else 'only emulated by this processor'}")
     if compared.n_different:
         raise CotlibError(
             f"{compared.n_different} of {compared.n_tokens} tokens differ from the reference's, so the ratios mean "

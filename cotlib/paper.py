@@ -75,6 +75,12 @@ ROW_NAMES = {
     ("reflect", "parm++"): "PARM++ with reflection",
 }
 COLUMNS = (*TASKS, "overall")
+FRONT = (  # the rows that tell the paper's story
+    *(("base", v) for v in ("none", "prm-zero-shot", "prm", "orm-zero-shot", "orm", "parm")),
+    *((g, "none") for g in ("dpo", "it-dpo", "it-dpo-parm")),
+    *(("it-dpo", "orm"), ("it-dpo", "parm"), ("it-dpo-parm", "parm")),
+    *(("reflect", v) for v in ("none", "orm", "parm++-no-reflection", "parm++")),
+)
 
 
 def value(generator: str, verifier: str, task: str) -> float | None:
@@ -101,3 +107,8 @@ def made_by(generator: str, verifier: str) -> str:
     if generator == "reflect":
         return "07_reflection"
     return "04_preference_alignment" if (generator, verifier) in TABLE_1 else "06_integration"
+
+
+def verdict(low: float, high: float) -> str:
+    """What a difference's interval says of the paper's ordering."""
+    return "reproduces" if low > 0 else "does not reproduce" if high < 0 else "undecided"

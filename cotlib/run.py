@@ -202,6 +202,16 @@ class Run:
             print(f"{notebook} is stale. {label}")
         return Upstream(notebook, folder, manifest)
 
+    def finished_upstream(self) -> tuple[dict[str, Upstream], dict[str, str]]:
+        """What of all that this notebook reads is finished, and for the rest why it is not there and what makes it."""
+        there, missing = {}, {}
+        for notebook in NOTEBOOKS[self.notebook].upstream:
+            try:
+                there[notebook] = self.upstream(notebook)
+            except IncompleteError as error:
+                missing[notebook] = str(error)
+        return there, missing
+
     def records(self) -> list[dict[str, Any]]:
         """The measurements so far."""
         return list(self._metrics.values())

@@ -322,6 +322,28 @@ def beside_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) ->
     return pd.DataFrame(rows)
 
 
+def beside_the_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Figure:
+    """Overall of (generator, verifier) pairs, ours filled with its 95 % interval, the paper's as an open diamond."""
+    fig, ax = plt.subplots(figsize=(7.6, 0.6 + 0.28 * max(1, len(estimates))))
+    for y, ((generator, verifier), by_task) in enumerate(estimates.items()):
+        color, marker = GENERATORS[generator][:2] if generator != "base" else METHODS[verifier][:2]
+        ours, published = by_task["overall"], paper.value(generator, verifier, "overall")
+        spread = [[ours.value - ours.low], [ours.high - ours.value]]
+        label = {"label": "ours"} if y == 0 else {}
+        ax.errorbar(ours.value, y, xerr=spread, color=color, marker=marker, ms=6, capsize=2, **label)
+        if published is not None:
+            ax.plot(published, y, "D", mfc="white", mec="0.3", ms=6, label="paper" if y == 0 else None)
+            ax.plot([published, ours.value], [y, y], color="0.85", lw=1, zorder=0)
+    ax.set_yticks(range(len(estimates)), [paper.ROW_NAMES[row] for row in estimates])
+    ax.invert_yaxis()
+    ax.set(xlabel="GenEval overall (fraction of images)", xlim=(0.4, 1.0))
+    ax.grid(axis="x", color="0.9")
+    if estimates:
+        ax.legend(fontsize=7, loc="lower right")
+    fig.tight_layout()
+    return fig
+
+
 def verifiers_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estimate]]) -> Figure:
     """Overall against N by verifier, one panel a generator {(generator, verifier): {n: Estimate}}; Figs. 6, 7 of v2.
 

@@ -1,0 +1,118 @@
+"""The README's part that is made of the published results: `make readme`.
+
+Between two marks stand one figure, our table beside the paper's, the orderings and the sentences below; every number is
+read from docs/results, so that none can drift from what was measured. A sentence whose measurements are lacking is left
+out.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import paper, published
+from .errors import IncompleteError
+from .store import atomic_write
+
+BEGIN, END = "<!-- from docs/results, by make readme -->", "<!-- end of what make readme writes -->"
+
+# Sentences, and what they are about; {name} is a measurement, with a format after "!".
+SENTENCES = (
+    "The evaluator agrees with ground truth in {evaluator/agreement!.1%} of scenes, "
+    "{evaluator/agreement-after-roundtrip!.1%} after the tokenizer.",
+    "Judges tell right from wrong generated pictures with an AUC of {judge/orm-zero-shot/auc!.3f} zero-shot and "
+    "{judge/orm/auc!.3f} fine-tuned; their calibration errors are {judge/orm-zero-shot/calibration-error!.2f} and "
+    "{judge/orm/calibration-error!.2f}.",
+    "PARM spends {compute/parm/token-steps!.0%} of best-of-20's token-steps and asks {compute/parm/judge-calls!.1f} "
+    "times as many questions.",
+    "DPO's held-out pair accuracy is {dpo/pair-accuracy!.2f}, iterative DPO's {it-dpo/pair-accuracy!.2f}.",
+    "Of the faults that the judge of PARM++ states, {reflection/reason-agreement!.0%} are the evaluator's own.",
+)
+PLACE = re.compile(r"\{([^!}]+)!([^}]+)\}")
+
+
+def block(folder: Path, address: str = "docs/results") -> str:
+    """The README's part for a published run in `folder`; address: of docs/results in the links."""
+    records, manifest = published.read_published(folder)
+    measured = {record["name"]: record for record in records}
+    figure = f"{published.FIGURES[0][0]}-{published.FIGURES[0][1]}.png"
+    hours = sum(manifest["seconds"].values()) / 3600
+    n = measured["geneval/base/none/overall"]["n"]
+    return "\n".join(
+        [
+            BEGIN,
+            "",
+            f"![GenEval overall of every method, ours beside the paper's]({address}/{folder.name}/figures/{figure})",
+            "",
+            *_table(measured),
+            "",
+            f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; {hours:.1f} "
+            f"hours on {'; '.join(manifest['machines'])}. All numbers: `cotlib results --published`; all tables and "
+            f"figures: [`{address}/{folder.name}`]({address}/{folder.name}).",
+            "",
+            *_orderings(measured),
+            "",
+            *_sentences(measured),
+            "",
+            END,
+        ]
+    )
+
+
+def _table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    from .stages import recorded
+
+    rows = ["| GenEval overall | ours, pocket | N | paper, Show-o |", "|---|---|---|---|"]
+    for generator, verifier in (*paper.FRONT, ("base", "oracle")):
+        by_task, n = recorded(measured, generator, verifier)
+        if "overall" not in by_task:
+            continue
+        e, theirs = by_task["overall"], paper.value(generator, verifier, "overall")
+        name = paper.ROW_NAMES[generator, verifier]
+        ours = f"{e.value:.2f} ± {(e.high - e.low) / 2:.2f}"
+        rows.append(f"| {name} | {ours} | {n or ''} | {'not reported' if theirs is None else f'{theirs:.2f}'} |")
+    return rows
+
+
+def _orderings(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = ["| ordering that the paper claims | paired difference here | verdict |", "|---|---|---|"]
+    for name, m in measured.items():
+        if name.startswith("ordering/"):
+            claim = name.removeprefix("ordering/")
+            between = f"{m['value']:+.2f} ({m['low']:.2f} to {m['high']:.2f})"
+            rows.append(f"| `{claim}` | {between} | {paper.verdict(m['low'], m['high'])} |")
+    return rows
+
+
+def _sentences(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    written = []
+    for sentence in SENTENCES:
+        names = [name for name, _ in PLACE.findall(sentence)]
+        if all(name in measured and measured[name]["value"] is not None for name in names):
+            written.append(PLACE.sub(lambda m: format(measured[m[1]]["value"], m[2]), sentence))
+    return written
+
+
+def in_step(readme: str, folder: Path) -> str:
+    """The README's text with its part brought up to date. ValueError where it lacks the two marks, in order."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README must hold the lines {BEGIN!r} and {END!r}, in this order")
+    return before + block(folder) + after
+
+
+def main() -> None:
+    """Bring README.md of the checkout up to date."""
+    root = published.results_root()
+    if not root.is_dir():
+        raise IncompleteError(f"nothing is published in {root}; publish a finished run with: cotlib publish")
+    readme = root.parents[1] / "README.md"
+    atomic_write(readme, in_step(readme.read_text(), root / "pocket"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

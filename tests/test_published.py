@@ -1,0 +1,71 @@
+"""Publishing a finished run, comparing with it, and the README that is made of it."""
+
+import json
+import shutil
+
+import pytest
+from test_project import ROOT
+
+from cotlib import frontpage, published
+from cotlib.errors import CorruptError, IncompleteError
+
+PUBLISHED = ROOT / "docs" / "results" / "pocket"
+
+
+def record(name, value, low=None, high=None):
+    return {"name": name, "value": value, "low": low, "high": high, "n": 10, "unit": "", "notebook": "x", "seeds": [0]}
+
+
+def test_two_runs_differ_only_where_their_intervals_cannot_explain_it():
+    here = [
+        record("a", 0.5, 0.4, 0.6),
+        record("b", 0.9, 0.85, 0.95),
+        record("c", 7),
+        record("d", 1),
+        record("cost/x", 1),
+    ]
+    there = [record("a", 0.6, 0.5, 0.7), record("b", 0.6, 0.55, 0.65), record("c", 7), record("e", 1)]
+    verdicts = {row["name"]: row["verdict"] for row in published.compare(here, there)}
+    assert verdicts == {"a": "agrees", "b": "differs", "c": "equal", "d": "only here", "e": "only there"}
+    b = next(row for row in published.compare(here, there) if row["name"] == "b")
+    assert b["difference"] == pytest.approx(0.3) and b["chance"] == pytest.approx(0.05 * 2**0.5)
+
+
+def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path))
+    with pytest.raises(IncompleteError, match="01_baseline: not run.*cotlib run --scale pocket --effort quick"):
+        published.publish("pocket", "quick", tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+
+
+def test_a_changed_file_of_a_published_run_is_noticed(tmp_path):
+    folder = shutil.copytree(PUBLISHED, tmp_path / "pocket")
+    assert published.read_published(folder)[0]
+    table = folder / "tables" / "table_1.csv"
+    table.write_text(table.read_text() + "\n")
+    with pytest.raises(CorruptError, match="table_1.csv changed since it was published"):
+        published.read_published(folder)
+    with pytest.raises(IncompleteError, match="cotlib publish --scale showo"):
+        published.read_published(tmp_path / "showo")
+
+
+def test_the_readme_is_in_step_with_the_published_results():
+    readme = (ROOT / "README.md").read_text()
+    assert frontpage.in_step(readme, PUBLISHED) == readme, "run: make readme"
+    for name in json.loads((PUBLISHED / published.MANIFEST).read_text())["files"]:
+        assert (PUBLISHED / name).is_file()
+
+
+def test_a_changed_result_changes_the_readme(tmp_path):
+    folder = shutil.copytree(PUBLISHED, tmp_path / "pocket")
+    records = json.loads((folder / "results.json").read_text())
+    for m in records:
+        if m["name"] == "geneval/base/none/overall":
+            m["value"] = 0.123
+    (folder / "results.json").write_text(json.dumps(records))
+    manifest = json.loads((folder / published.MANIFEST).read_text())
+    manifest["files"]["results.json"] = published.provenance.file_entry(folder / "results.json")
+    (folder / published.MANIFEST).write_text(json.dumps(manifest))
+    assert "| Baseline | 0.12 ±" in frontpage.block(folder)
+    with pytest.raises(ValueError, match="must hold the lines"):
+        frontpage.in_step("no marks", folder)
