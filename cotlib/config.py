@@ -86,7 +86,7 @@ EFFORTS = {
     ),
     "quick": Effort(
         "quick",
-        n_prompts_per_task=40,
+        n_prompts_per_task=25,
         n_images=1,
         n_candidates=20,
         n_train_prompts_per_task=60,
