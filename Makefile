@@ -4,6 +4,7 @@
 #   make test                 lint and tests
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
+#   make readme               bring the README up to date with docs/results, after: cotlib publish
 #   make lab                  JupyterLab on the notebooks
 #   make clean                caches; outputs/ and .venv stay
 
@@ -16,7 +17,7 @@ CHAIN ?= toy
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: reproduce test kill-test bench lab lint clean
+.PHONY: reproduce test kill-test bench readme lab lint clean
 
 reproduce: $(STAMP)
 	$(BIN)/cotlib run --scale $(SCALE) --effort $(EFFORT) --seed $(SEED)
@@ -30,6 +31,9 @@ kill-test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m cotlib bench
+
+readme: $(STAMP)
+	$(BIN)/python -m cotlib.frontpage
 
 lint: $(STAMP)
 	$(BIN)/ruff check
