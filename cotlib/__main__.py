@@ -204,11 +204,14 @@ def publish(
     scale: ScaleOption = "pocket",
     effort: EffortOption = "full",
     force: Annotated[bool, typer.Option("--force", help="Replace a published run of a larger effort.")] = False,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Notebooks that never ran may be lacking; the README says which.")
+    ] = False,
 ) -> None:
     """Copy a finished run's results, tables and figures to docs/results/, for readers and for the README."""
     from cotlib import published
 
-    folder = published.publish(scale, effort, published.results_root(), force)
+    folder = published.publish(scale, effort, published.results_root(), force, incomplete)
     print(f"published in {folder}; bring the README up to date with: make readme")
 
 

@@ -33,22 +33,22 @@ Say = Callable[[str], None]
 
 # ---- the paper's items ----------------------------------------------------------------------------------------
 
-# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926. Figures that only explain a
-# method have nothing to compute.
+# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926. The diagrams are drawn from our
+# own candidates and verdicts.
 PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
     ("Table 1", "verifiers and preference alignment, each alone", "08_report", "rows made by 01 to 04"),
     ("Table 2", "verifiers and alignment together", "06_integration", "beside Tables 1 and 3: 08"),
     ("Table 3", "all methods beside other generators", "08_report", "lower half: 06; other generators: quoted"),
     ("Table 4", "LlamaGen and Janus-Pro", None, "v2 only; other generators, no code released"),
     ("Table 5", "PARM++ with and without reflection", "07_reflection", ""),
-    ("Figure 1", "the question, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 1", "verify, align, both: the idea as a diagram", "06_integration", "on our own pictures"),
     ("Figure 2", "three prompts step by step, with and without a verifier", "05_parm", ""),
     ("Figure 3", "GenEval against N, verifiers on the base model", "03_process_verifier", "PARM: 05"),
-    ("Figure 4", "ORM, PRM and PARM, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 4", "ORM, PRM and PARM, as a diagram", "05_parm", "one path under all three"),
     ("Figure 5", "pictures of early and late steps", "03_process_verifier", "film strip: 01"),
     ("Figure 6", "GenEval against N, verifiers on the DPO model", "06_integration", ""),
     ("Figure 7", "GenEval against N, verifiers on the iterative DPO model", "06_integration", ""),
-    ("Figure 8", "PARM++, as a diagram", None, "explains, nothing to compute"),
+    ("Figure 8", "PARM++, as a diagram", "07_reflection", "real rounds, the judge's words"),
     ("Figure 9", "pictures mended by reflection", "07_reflection", ""),
     *((f"Figure {i}", "pictures side by side, all methods", "06_integration", "base model: 01") for i in range(10, 15)),
 )

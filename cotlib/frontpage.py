@@ -51,7 +51,7 @@ def block(folder: Path, address: str = "docs/results") -> str:
             "",
             f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; {hours:.1f} "
             f"hours on {'; '.join(manifest['machines'])}. All numbers: `cotlib results --published`; all tables and "
-            f"figures: [`{address}/{folder.name}`]({address}/{folder.name}).",
+            f"figures: [`{address}/{folder.name}`]({address}/{folder.name}).{_lacking(manifest)}",
             "",
             *_orderings(measured),
             "",
@@ -60,6 +60,12 @@ def block(folder: Path, address: str = "docs/results") -> str:
             END,
         ]
     )
+
+
+def _lacking(manifest: Mapping[str, Any]) -> str:
+    """What this run did not get to, in words."""
+    names = ", ".join(f"`{name}`" for name in manifest["lacking"])
+    return f" **Not run yet at this effort**: {names}; their rows are left out." if names else ""
 
 
 def _table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:

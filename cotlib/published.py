@@ -43,15 +43,16 @@ def results_root() -> Path:
 # --- Publishing -------------------------------------------------------------------------------------------------
 
 
-def publish(scale: str, effort: str, root: Path, force: bool = False) -> Path:
+def publish(scale: str, effort: str, root: Path, force: bool = False, incomplete: bool = False) -> Path:
     """Copy a finished run to root/<scale>; returns that folder.
 
-    Raises IncompleteError where a notebook is missing, stale or failed, or the report incomplete; ValueError for a
-    smoke run, and for one of a smaller effort than the published one unless `force`.
+    `incomplete`: notebooks that never ran may be lacking, and the manifest and the README say which.
+    Raises IncompleteError where a notebook is missing, stale or failed, or the report older than they are; ValueError
+    for a smoke run, and for one of a smaller effort than the published one unless `force`.
     """
     source, target = provenance.outputs_of(scale, effort), Path(root) / scale
-    _check_finished(scale, effort)
-    manifests = {name: provenance.read_manifest(source / name) for name in (*COMPUTED, REPORT)}
+    finished = _finished_notebooks(scale, effort, incomplete)
+    manifests = {name: provenance.read_manifest(source / name) for name in finished}
     if target.is_dir() and not force:
         there = read_manifest(target)["effort"]
         if list(EFFORTS).index(effort) < list(EFFORTS).index(there):
@@ -63,7 +64,7 @@ def publish(scale: str, effort: str, root: Path, force: bool = False) -> Path:
     wanted |= {f"tables/{path.name}": path for path in sorted((source / REPORT / "tables").glob("*.csv"))}
     for notebook, figure in FIGURES:
         path = source / notebook / "figures" / f"{figure}.png"
-        if path.is_file():  # where nothing was mended there is no picture of it
+        if notebook in finished and path.is_file():  # where nothing was mended there is no picture of it
             wanted[f"figures/{notebook}-{figure}.png"] = path
     new = target.with_name(f".{scale}.new")
     shutil.rmtree(new, ignore_errors=True)
@@ -75,9 +76,12 @@ def publish(scale: str, effort: str, root: Path, force: bool = False) -> Path:
     return target
 
 
-def _check_finished(scale: str, effort: str) -> None:
+def _finished_notebooks(scale: str, effort: str, incomplete: bool) -> list[str]:
+    """Notebooks to publish, the report among them, which has read all the others."""
     states = chain.examine(scale, effort)
-    bad = {name: states[name] for name in (*COMPUTED, REPORT) if states[name][0] != "done"}
+    lacking = [name for name in COMPUTED if states[name][0] == "not run"] if incomplete else []
+    wanted = [name for name in (*COMPUTED, REPORT) if name not in lacking]
+    bad = {name: states[name] for name in wanted if states[name][0] != "done"}
     if any(state == "SMOKE" for state, _ in bad.values()):
         raise ValueError(f"effort {effort} is too small to be a result; publish quick or full")
     if bad:
@@ -87,18 +91,20 @@ def _check_finished(scale: str, effort: str) -> None:
             f"cotlib run --scale {scale} --effort {effort}"
         )
     folder = provenance.outputs_of(scale, effort)
-    if missing := provenance.read_manifest(folder / REPORT)["counts"]["failed"]:
+    if provenance.read_manifest(folder / REPORT)["counts"]["failed"] != len(lacking):
         raise IncompleteError(
-            f"the report in {folder / REPORT} lacks {missing} notebooks; make it again with: "
+            f"the report in {folder / REPORT} lacks notebooks; make it again with: "
             f"{provenance.command(REPORT, scale, effort)}"
         )
     read_results(folder)
+    return wanted
 
 
 def _manifest(manifests: Mapping[str, Mapping[str, Any]], files: Mapping[str, Any]) -> dict[str, Any]:
     report = manifests[REPORT]
     return {
         **{name: report[name] for name in ("scale", "effort", "seed", "versions")},
+        "lacking": [name for name in COMPUTED if name not in manifests],
         "parameters": {name: m["parameters"]["passed"] for name, m in manifests.items()},
         "keys": {name: m["key"] for name, m in manifests.items()},
         "commits": sorted({f"{m['git']['commit']}{'+dirty' if m['git']['dirty'] else ''}" for m in manifests.values()}),
