@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 
 # ---- the paper's items ----------------------------------------------------------------------------------------
 
-# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926. The diagrams are drawn from our
-# own candidates and verdicts.
+# (item, what it shows, notebook or None, remark). Numbered as in v2 of arXiv:2501.13926. The diagrams are drawn from
+# our own candidates and verdicts.
 PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
     ("Table 1", "verifiers and preference alignment, each alone", "08_report", "rows made by 01 to 04"),
     ("Table 2", "verifiers and alignment together", "06_integration", "beside Tables 1 and 3: 08"),

@@ -239,10 +239,23 @@ def decode(
     state = start or nothing_known(len(texts), model.config.num_vq_tokens)
     _check_request(model, texts, seeds, options, state, candidates)
     noise = seeds if isinstance(seeds, Noise) else SeededNoise(seeds, model.config.num_vq_tokens)
+    p = _first_probabilities(model, texts, options) if state.masked.all() else None
     prefix = read_prompts(model, texts, options)
     while state.index + 1 < options.steps:
-        state = _advance(model, prefix, state, noise, options, candidates or [0])
+        state = _advance(model, prefix, state, noise, options, candidates or [0], p=p)
+        p = None
         yield state
+
+
+def _first_probabilities(model: Generator, texts: list[str], options: DecodeOptions) -> torch.Tensor | None:
+    """Of pictures of which nothing is known, as `_guided_probabilities`: those of one prompt are the same, and computed
+    once. None where every prompt is there once."""
+    distinct, L = list(dict.fromkeys(texts)), model.config.num_vq_tokens
+    if len(distinct) == len(texts):
+        return None
+    blank, prefix = nothing_known(len(distinct), L), read_prompts(model, distinct, options)
+    p = _guided_probabilities(model, prefix, blank.codes, blank.masked, options)
+    return p.view(len(distinct), L, -1)[[distinct.index(text) for text in texts]].flatten(0, 1)
 
 
 def read_prompts(model: Generator, texts: list[str], options: DecodeOptions) -> Any:
@@ -270,9 +283,12 @@ def _advance(
     options: DecodeOptions,
     candidates: Sequence[int],
     n: int = 1,
+    p: torch.Tensor | None = None,
 ) -> Step:
+    """One step on; p: probabilities [M, V] of the unknown tokens where they are known already."""
     step, codes, masked = state.index + 1, state.codes.cpu(), state.masked.cpu()
-    p = _guided_probabilities(model, prefix, codes, masked, options)  # [M, V]
+    if p is None:
+        p = _guided_probabilities(model, prefix, codes, masked, options)
     if n > 1:
         rows = torch.repeat_interleave(torch.arange(len(codes)), n)
         first = torch.cat([torch.zeros(1, dtype=torch.long), masked.sum(-1).cumsum(0)])  # row b's part of p

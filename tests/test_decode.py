@@ -69,6 +69,19 @@ def test_four_candidates_are_a_prefix_of_sixteen():
     assert torch.equal(few, many[:4])
 
 
+def test_where_nothing_is_known_yet_the_network_reads_each_prompt_once(monkeypatch):
+    rows, hidden_after = [], ToyGenerator.hidden_after
+    monkeypatch.setattr(
+        ToyGenerator,
+        "hidden_after",
+        lambda self, text, *state: rows.append(len(text)) or hidden_after(self, text, *state),
+    )
+    steps = run(["a b", "a b c", "a b"], [1, 2, 3])
+    assert rows == [4, 6, 6, 6, 6, 6]  # with guidance: twice as many as prompts
+    rows.clear()
+    assert torch.equal(run(["a b"], [3])[-1].codes[0], steps[-1].codes[2]) and rows == [2] * 6
+
+
 def test_known_tokens_are_kept_and_ever_fewer_stay_masked():
     steps = run(TEXTS, [1, 2, 3])
     for before, after in zip(steps, steps[1:], strict=False):
