@@ -17,9 +17,11 @@ correction keeps what is right; texts one clause away have groups too, as in `pr
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -77,6 +79,19 @@ def correction_groups(pool: Pool, labels: Mapping[str, dict], seed: int, per_pro
                     }
                 )
     return groups
+
+
+def without_glut(groups: Sequence[Mapping[str, Any]], seed: int) -> list[Mapping[str, Any]]:
+    """The groups, at random no more of any task than one and a half times the tasks' median, in the order they had.
+
+    Prompts about places have most neighbours that their pictures are right for; they would drown the others.
+    """
+    count = Counter(group["task"] for group in groups)
+    most, rng, kept = int(1.5 * median(count.values())) if count else 0, torch.Generator().manual_seed(seed), set()
+    for task in count:
+        mine = [i for i, group in enumerate(groups) if group["task"] == task]
+        kept |= {mine[j] for j in torch.randperm(len(mine), generator=rng)[:most].tolist()}
+    return [group for i, group in enumerate(groups) if i in kept]
 
 
 # --- A generator that can read reasons --------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def evaluate(prompt: Prompt, detections: Sequence[Detection], color_of: ColorOf)
     for clause in prompt.exclude:
         n = len(objects.get(clause.cls, []))
         if n >= clause.count:
-            allowed = f"at most {_some(clause.cls, clause.count - 1)}" if clause.count > 1 else f"no {clause.cls}"
+            allowed = f"at most {some(clause.cls, clause.count - 1)}" if clause.count > 1 else f"no {clause.cls}"
             reasons.append(f"expected {allowed}, found {n}")
     return Verdict(not reasons, tuple(reasons))
 
@@ -106,14 +106,14 @@ def _confident(detections: Sequence[Detection], threshold: float) -> dict[str, l
     return objects
 
 
-def _some(name: str, n: int) -> str:
+def some(name: str, n: int) -> str:
     return with_article(name) if n == 1 else f"{n} {plural(name)}"
 
 
 def _count_reason(clause: Clause, found: list[Detection]) -> str | None:
     if len(found) >= clause.count:
         return None
-    return f"expected {_some(clause.cls, clause.count)}, found {len(found) or 'none'}"
+    return f"expected {some(clause.cls, clause.count)}, found {len(found) or 'none'}"
 
 
 def _color_reason(clause: Clause, found: list[Detection], color_of: ColorOf) -> str | None:
@@ -122,7 +122,7 @@ def _color_reason(clause: Clause, found: list[Detection], color_of: ColorOf) -> 
     colors = [check_known(color_of(detection), (*COLORS, NATURAL), "colour") for detection in found]
     if colors.count(clause.color) >= clause.count:
         return None
-    return f"expected {_some(f'{clause.color} {clause.cls}', clause.count)}, found {' and '.join(colors)}"
+    return f"expected {some(f'{clause.color} {clause.cls}', clause.count)}, found {' and '.join(colors)}"
 
 
 def _position_reason(

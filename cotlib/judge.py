@@ -351,6 +351,35 @@ class Judge:
         return torch.where(answered, p[:, self.yes[0]], 0.0).numpy()
 
     @torch.inference_mode()
+    def probabilities(
+        self,
+        images: np.ndarray,
+        questions: Sequence[Question],
+        words: Sequence[Sequence[str]],
+        batch_size: int = 64,
+    ) -> list[list[float]]:
+        """Of one question per picture, how likely each of its words is the answer; they add up to 1.
+
+        A word goes by its first token, which must tell it from the others: ValueError where it does not.
+        """
+        made: list[list[float]] = []
+        for start in range(0, len(images), batch_size):
+            chunk = slice(start, start + batch_size)
+            with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
+                logits = self.read(self.batch(images[chunk], [[q] for q in questions[chunk]]), 1)[0][:, 0].cpu()
+            made += [
+                row[self._first_tokens(tuple(of))].softmax(-1).tolist()
+                for row, of in zip(logits, words[chunk], strict=True)
+            ]
+        return made
+
+    def _first_tokens(self, words: tuple[str, ...]) -> list[int]:
+        ids = [split(self.tokenizer, word)[0] for word in words]
+        if len(set(ids)) < len(words):
+            raise ValueError(f"judge: the words {', '.join(words)} do not begin with different tokens")
+        return ids
+
+    @torch.inference_mode()
     def say(self, images: np.ndarray, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:
         """The judge's answer to one question per picture in words, the likeliest word at a time; a yes ends it."""
         asked = [self._ids(q) for q in questions]

@@ -180,3 +180,18 @@ def test_training_learns_what_the_previous_picture_tells(model, tmp_path):
 def _fresh(model):
     torch.manual_seed(0)
     return Showo(model.config, model.tokenizer)
+
+
+def test_no_task_drowns_the_others():
+    from cotlib.correction import without_glut
+
+    groups = [
+        {"task": task, "i": i} for task, n in (("position", 60), ("counting", 10), ("colors", 8)) for i in range(n)
+    ]
+    kept = without_glut(groups, 0)
+    assert {t: sum(g["task"] == t for g in kept) for t in ("position", "counting", "colors")} == {
+        "position": 15,
+        "counting": 10,
+        "colors": 8,
+    }
+    assert kept == without_glut(groups, 0) and kept == [g for g in groups if g in kept] and without_glut([], 0) == []

@@ -17,6 +17,7 @@ from .generators import (
     source,
 )
 from .judges import (
+    REFLECTIONS,
     Tuned,
     outcome_judge,
     parm_judge,

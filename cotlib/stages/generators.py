@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import models, store
 from ..config import suggest
-from ..correction import correction_groups, learn_to_correct
+from ..correction import correction_groups, learn_to_correct, without_glut
 from ..loaders import generator_to_train, load_tokenizer
 from ..preference import Guide, PreferenceOptions, align, count_pairs, preference_pairs, split_pairs
 from ..progress import progress
@@ -165,7 +165,7 @@ CORRECTIONS_PER_TEXT = 4  # wrong pictures of each training prompt, and of each 
 def correcting(run: Run) -> Corrected:
     """The generator of self-correction, trained once from the base's wrong pictures (see `correction.py`)."""
     data = ranking_data(run)
-    groups = correction_groups(data.pool, data.labels, run.seed, CORRECTIONS_PER_TEXT)
+    groups = without_glut(correction_groups(data.pool, data.labels, run.seed, CORRECTIONS_PER_TEXT), run.seed)
     options = TuneOptions(epochs=run.params["correct_epochs"], seed=run.seed, learning_rate=1e-4)
     if not run.scale.offline:
         options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, parm_data, ranking, store
+from ..clauses import reflect_by_clause
 from ..config import suggest
 from ..judge import outcome_question, process_question
 from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
@@ -145,13 +146,25 @@ def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]
     return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
 
 
-def parm_scores(run: Run, judge: str = "parm") -> tuple[Parm, dict[str, str]]:
-    """PARM's three answers by its judge, or by that of PARM++, and what they depend on."""
-    folder = JUDGES[judge](run).folder
+def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
+    """PARM's three answers by its judge, and what they depend on."""
+    folder = parm_judge(run).folder
     return parm_of(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
 
 
-def reflection_of(run: Run) -> tuple[Look, dict[str, str]]:
-    """What the judge of PARM++ says is wrong with pictures, in words, and what that depends on."""
-    folder = reflecting_judge(run).folder
-    return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
+REFLECTIONS = ("clauses", "trained")
+
+
+def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]:
+    """What PARM++ says is wrong with pictures, in words, and what that depends on.
+
+    "clauses": PARM's judge says whether, the zero-shot judge is asked for the facts (`clauses.py`). "trained": one
+    judge says both in one go, as in the paper. Raises ValueError for another way.
+    """
+    if how not in REFLECTIONS:
+        raise ValueError(f"unknown way to reflect {how!r}; {suggest(how, REFLECTIONS)}")
+    if how == "trained":
+        folder = reflecting_judge(run).folder
+        return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
+    parm, identity = parm_scores(run)
+    return reflect_by_clause(load_judge(run.scale), parm.outcome), {**identity, "facts": weights_digest(run, "judge")}

@@ -99,7 +99,7 @@ def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
     return outcome_scores(run, pools, verifier)
 
 
-PARM = {"parm": ParmOptions(), "parm-released": RELEASED, "parm++": ParmOptions()}
+PARM = {"parm": ParmOptions(), "parm-released": RELEASED}
 
 
 def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any) -> list[dict[str, dict]]:
@@ -110,7 +110,7 @@ def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any)
     if verifier not in PARM:
         raise ValueError(f"{verifier!r} is no way to use PARM; {suggest(verifier, PARM)}")
     options = replace(PARM[verifier], **changes)
-    answers, identity = parm_scores(run, "parm++" if verifier == "parm++" else "parm")
+    answers, identity = parm_scores(run)
     paint = load_tokenizer(run.scale).decode
     name = verifier if not changes else f"{verifier}-{store.digest(changes)[:8]}"
     return [

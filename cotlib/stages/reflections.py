@@ -25,13 +25,13 @@ from .sources import decode_options, weights_digest
 def reflected(run: Run, pools: Pools) -> list[list[Round]]:
     """PARM++ from pools of the generator that corrects: per image of a prompt, the rounds of `reflection.rounds`.
 
-    Each round decodes as many new candidates as the pools have, through the judge of PARM++.
+    Each round decodes as many new candidates as the pools have, through PARM.
     """
     model, decoding = load_generator(run.scale, correcting(run).folder), decode_options(run)
-    (look, identity), (parm, _) = reflection_of(run), parm_scores(run, "parm++")
-    paint, K, options = load_tokenizer(run.scale).decode, pools[0].n_candidates, PARM["parm++"]
+    (look, identity), (parm, _) = reflection_of(run), parm_scores(run)
+    paint, K, options = load_tokenizer(run.scale).decode, pools[0].n_candidates, PARM["parm"]
     searched = []
-    for image, first in enumerate(parm_records(run, pools, "parm++")):
+    for image, first in enumerate(parm_records(run, pools)):
         made_by = {"image": image, **pools.identity, **identity, "parm": asdict(options)}
 
         def ledger(what: str, i: int, image: int = image, made_by: dict = made_by) -> store.Ledger:
