@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import papermill
 import pytest
 from test_project import ROOT
 
 from cotlib import frontpage, published
+from cotlib.config import COMPUTED
 from cotlib.errors import CorruptError, IncompleteError
 
 PUBLISHED = ROOT / "docs" / "results" / "pocket"
@@ -69,3 +71,15 @@ def test_a_changed_result_changes_the_readme(tmp_path):
     assert "| Baseline | 0.12 ±" in frontpage.block(folder)
     with pytest.raises(ValueError, match="must hold the lines"):
         frontpage.in_step("no marks", folder)
+
+
+def test_a_report_without_its_notebooks_says_what_makes_them_and_shows_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    source, out = ROOT / "notebooks" / "08_report.ipynb", tmp_path / "out.ipynb"
+    papermill.execute_notebook(source, out, {"effort": "smoke"}, progress_bar=False, cwd=ROOT / "notebooks")
+    for name in COMPUTED:
+        assert f"make it with: cotlib run {name}" in out.read_text()
+    folder = tmp_path / "pocket" / "smoke" / "08_report"
+    assert json.loads((folder / "run.json").read_text())["counts"]["failed"] == len(COMPUTED)
+    assert "06_integration, not there" in (folder / "tables" / "table_2.csv").read_text()
