@@ -8,6 +8,8 @@ seed, options and precision give the same pictures. Nothing is written to disk.
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
@@ -17,9 +19,11 @@ import numpy as np
 import torch
 
 from . import models, parm
+from .compare import Pick, Picks
 from .config import Scale
 from .decode import DecodeOptions, Generator, Step, branch, decode, given, nothing_known, read_prompts
 from .errors import CotlibError
+from .geneval import Evaluator
 from .loaders import generator_to_train, load_generator, load_judge, load_tokenizer
 from .prompts import Prompt, geneval_prompts
 from .run import Run
@@ -159,7 +163,7 @@ def bench_of(run: Run) -> Bench:
     return Bench(
         {"base": partial(_generator, run.scale, None, precision), **generators},
         scores,
-        lambda codes: load_tokenizer(run.scale).decode(codes),
+        partial(_paint, run.scale),
         run.scale.n_tokens,
         precision,
         {**missing, **unreadable},
@@ -187,16 +191,31 @@ def quick_precision(scale: Scale) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-@lru_cache
+_loading = threading.Lock()  # two explorers may be open at once, and a model is loaded by one thread at a time
+
+
 def _generator(scale: Scale, folder: Path | None, precision: str) -> Generator:
-    return load_generator(scale, folder) if precision == "bf16" else generator_to_train(scale, folder).eval()
+    with _loading:
+        return load_generator(scale, folder) if precision == "bf16" else _exact_generator(scale, folder)
+
+
+@lru_cache
+def _exact_generator(scale: Scale, folder: Path | None) -> Generator:
+    return generator_to_train(scale, folder).eval()
 
 
 def _score(scale: Scale, name: str, folder: Path | None) -> Score:
-    judge = load_judge(scale, folder)
+    with _loading:
+        judge = load_judge(scale, folder)
     if name in PARM_QUESTIONS:
         parm_of(judge)  # CotlibError for a judge that was not trained for these questions
     return VERIFIERS[name].scorer(judge)
+
+
+def _paint(scale: Scale, codes: torch.Tensor) -> np.ndarray:
+    with _loading:
+        tokenizer = load_tokenizer(scale)
+    return tokenizer.decode(codes)
 
 
 # --- The exploration ----------------------------------------------------------------------------------------------
@@ -205,7 +224,7 @@ def _score(scale: Scale, name: str, folder: Path | None) -> Score:
 class Exploration:
     """The candidates of one setting, as far as they are decoded, and what was asked about them.
 
-    `work()` does it, a piece at a time. N candidates, T steps, L tokens:
+    `work` does it, a piece at a time. N candidates, T steps, L tokens:
     codes int64 [N, T, L]; masked bool [N, T, L], True = unknown after the step; confidence float32 [N, T, L];
     n_decoded int [N], steps of each; answers {question: float32 [N, T]}, P(yes), NaN where not asked or neither.
     With a process verifier the candidates of a step are N continuations of the one kept before: `kept` [T].
@@ -250,16 +269,20 @@ class Exploration:
         return self.clear[k] is not None and not self.promising[k] and self.n_decoded[k] < self.n_steps
 
     def work(self) -> Iterator[str]:
-        """Decode, let the verifier choose, then ask every question about every step. Yields after each piece of work
-        what it was. Raises ValueError for a prompt that the generator cannot read."""
+        """`choice`, then `questions`: all there is to do."""
+        yield from self.choice()
+        yield from self.questions()
+
+    def choice(self) -> Iterator[str]:
+        """Decode, and let the verifier choose; yields after each piece of work what it was.
+
+        Raises ValueError for a prompt that the generator cannot read.
+        """
         generator = self.bench.generators[self.setting.generator]()
         if refused := refusal(generator, self.setting.prompt.text):
             raise ValueError(refused.sentence)
         every_step = self.setting.verifier in VERIFIERS and VERIFIERS[self.setting.verifier].every_step
         yield from self._climb(generator) if every_step else self._decode(generator)
-        yield from self._ask_everything()
-        self.is_done = True
-        yield "done"
 
     def _row(self) -> Step:
         return self.setting.start or nothing_known(1, self.bench.n_tokens)
@@ -355,14 +378,15 @@ class Exploration:
             yield f"step {step + 1} of {self.n_steps}, judged"
         self.chosen = self.kept[-1]
 
-    def _ask_everything(self) -> Iterator[str]:
-        """Every question about every decoded step, the last steps first."""
+    def questions(self) -> Iterator[str]:
+        """Ask every question about every decoded step, the last steps first."""
         for name in sorted(self.bench.scores, key=lambda name: name != self.setting.verifier):
             for step in reversed(range(self.n_steps)):
                 rows = [k for k in range(self.setting.n) if step < self.n_decoded[k]]
                 if rows and not self.is_asked[name][rows, step].all():
                     self._ask(name, rows, step)
-                    yield f"asking: {name}, step {step + 1}"
+                    yield f"asking {name}, step {step + 1}"
+        self.is_done = True
 
     def state(self, k: int, step: int) -> Step:
         """Where candidate k stood after a step, as `decode(start=...)` takes it; one row."""
@@ -393,7 +417,17 @@ class Exploration:
 def finished(setting: Setting, bench: Bench, ask: bool = True) -> Exploration:
     """An exploration worked to its end; ask=False: without the questions that no choice depends on."""
     exploration = Exploration(setting, bench)
-    for what in exploration.work():
-        if not ask and what.startswith("asking"):
-            break
+    deque(exploration.work() if ask else exploration.choice(), maxlen=0)
     return exploration
+
+
+def picks_of(name: str, explorations: Sequence[Exploration], evaluator: Evaluator) -> Picks:
+    """What was chosen in explorations of GenEval's prompts, judged by the evaluator; the first where nobody chose."""
+    found = {}
+    for e in explorations:
+        k, prompt = e.chosen or 0, e.setting.prompt
+        verdict = evaluator.evaluate(e.pictures[k, e.n_steps - 1][None], [prompt])[0]
+        score = e.said(k, e.n_steps - 1).get(e.setting.verifier)
+        codes = e.codes[k, e.n_steps - 1]
+        found[prompt.id] = Pick(prompt, k, codes, bool(verdict.correct), tuple(verdict.reasons), score)
+    return Picks(name, found)

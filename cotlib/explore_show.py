@@ -123,13 +123,10 @@ def in_words(exploration: Exploration, k: int, step: int) -> str:
         f"{QUESTIONS.get(name, name)} {'no answer' if p is None else f'{p:.2f}'}"
         for name, p in exploration.said(k, step).items()
     )
-    stop = f" Stopped here: P(yes) of its potential is below {LIMITS.promising}." if _stops_at(exploration, k, step) else ""
+    is_end = exploration.is_stopped(k) and exploration.clear[k] == step
+    stop = f" Stopped here: P(yes) of its potential is below {LIMITS.promising}." if is_end else ""
     text = f"Candidate {k + 1}, step {step + 1}: {n} cells unknown, mean confidence {mean:.2f}."
     return text + (f" P(yes): {said}." if said else "") + stop
-
-
-def _stops_at(exploration: Exploration, k: int, step: int) -> bool:
-    return exploration.is_stopped(k) and exploration.clear[k] == step
 
 
 # --- Static figures -----------------------------------------------------------------------------------------------
