@@ -1,4 +1,7 @@
-"""In a real browser: an exported page, a player, and the explorer in JupyterLab. Skipped where there is no browser."""
+"""In a real browser: an exported page, a player, and the explorer in JupyterLab. Skipped where there is no browser.
+
+Those in JupyterLab take more than a minute together and are marked slow; `make browser-test` runs them all.
+"""
 
 import json
 import os
@@ -250,6 +253,7 @@ def no_traceback(browser) -> bool:
     return not browser.find_elements("css selector", ".jp-OutputArea-output[data-mime-type*='stderr'], .jp-mod-error")
 
 
+@pytest.mark.slow
 def test_a_slider_moves_the_picture(explorer):
     from selenium.webdriver.common.keys import Keys
 
@@ -265,6 +269,7 @@ def test_a_slider_moves_the_picture(explorer):
     assert not console_errors(explorer) and not leaving(explorer) and no_traceback(explorer)
 
 
+@pytest.mark.slow
 def test_a_misspelt_word_is_named_and_mended_then_drawn(explorer):
     before = shown(explorer)
     type_prompt(explorer, "a photo of a dgo")
@@ -282,6 +287,7 @@ def test_a_misspelt_word_is_named_and_mended_then_drawn(explorer):
     assert not console_errors(explorer) and no_traceback(explorer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "🐕", "dog " * 75])
 def test_bad_prompts_get_a_sentence(explorer, text):
     type_prompt(explorer, text)
@@ -291,6 +297,7 @@ def test_bad_prompts_get_a_sentence(explorer, text):
     assert re.search(r"no prompt|outside the vocabulary|shorten", said) and no_traceback(explorer)
 
 
+@pytest.mark.slow
 def test_after_a_restart_everything_can_be_run_again(explorer):
     button(explorer, "Decode").click()
     script = "window.jupyterapp.shell.currentWidget.sessionContext.restartKernel().then(arguments[0], arguments[0])"
