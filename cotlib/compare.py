@@ -42,6 +42,10 @@ class Pick:
         """How far the verifier is from the evaluator, 0..1; 0 where it said nothing."""
         return 0.0 if self.score is None else abs(self.score - self.correct)
 
+    @property
+    def caption(self) -> str:
+        return f"{self.prompt.text}: P(yes) {'not given' if self.score is None else f'{self.score:.2f}'}."
+
 
 @dataclass(frozen=True)
 class Picks:

@@ -125,6 +125,8 @@ def in_words(exploration: Exploration, k: int, step: int) -> str:
     )
     is_end = exploration.is_stopped(k) and exploration.clear[k] == step
     stop = f" Stopped here: P(yes) of its potential is below {LIMITS.promising}." if is_end else ""
+    if exploration.kept[step : step + 1] == [k]:
+        stop = " Kept: the search goes on from here."
     text = f"Candidate {k + 1}, step {step + 1}: {n} cells unknown, mean confidence {mean:.2f}."
     return text + (f" P(yes): {said}." if said else "") + stop
 
@@ -133,13 +135,21 @@ def in_words(exploration: Exploration, k: int, step: int) -> str:
 
 
 def strip(exploration: Exploration, at_most: int = 4) -> Figure:
-    """The first candidates, every step of each; steps that were not decoded are blank."""
+    """The first candidates, every step of each; steps that were not decoded are blank.
+
+    Framed solid: chosen, or in a step-wise search kept; dashed: where PARM stopped it.
+    """
     N, T = min(at_most, exploration.setting.n), exploration.n_steps
     shape = next(iter(exploration.pictures.values())).shape
     blank, grid = np.full(shape, 255, np.uint8), int(exploration.bench.n_tokens**0.5)
     frames = np.stack([[exploration.pictures.get((k, s), blank) for k in range(N)] for s in range(T)])
     masked = exploration.masked[:N].transpose(1, 0, 2).reshape(T, N, grid, grid)
     figure = filmstrip(frames, masked, [verdict(exploration, k) for k in range(N)])
+    last = {exploration.n_decoded[k] - 1: k for k in range(N) if k == exploration.chosen}
+    kept = set(enumerate(exploration.kept)) or set(last.items())
+    stopped = {(exploration.clear[k], k) for k in range(N) if exploration.is_stopped(k)}
+    for step, k in (place for place in kept | stopped if place[1] < N):
+        _frame(figure.axes[k * T + step], is_dashed=(step, k) in stopped)
     figure.suptitle(fill(exploration.setting.prompt.text, 90), fontsize=9, y=1.03)
     return figure
 
@@ -190,9 +200,13 @@ def _last(ax: plt.Axes, exploration: Exploration, k: int) -> None:
         stopped = exploration.is_stopped(k)
         ax.imshow(veiled(exploration.pictures[k, step], exploration.masked[k, step] | stopped))
         if stopped or exploration.chosen == k:
-            ax.spines[:].set(visible=True, linewidth=2.5, color=ORANGE if stopped else BLUE)
-            ax.spines[:].set_linestyle((0, (3, 2)) if stopped else "-")
+            _frame(ax, is_dashed=stopped)
     ax.set_title(verdict(exploration, k), fontsize=7)
+
+
+def _frame(ax: plt.Axes, is_dashed: bool) -> None:
+    ax.spines[:].set(visible=True, linewidth=2.5, color=ORANGE if is_dashed else BLUE)
+    ax.spines[:].set_linestyle((0, (3, 2)) if is_dashed else "-")
 
 
 def inpainting(before: np.ndarray, exploration: Exploration) -> Figure:

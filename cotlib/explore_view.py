@@ -145,10 +145,10 @@ class Mask:
 
     def __init__(self, on_draw: Callable[[], None]):
         small = widgets.Layout(width="26px", height="26px", padding="0px", margin="0px")
-        self.cells = [
-            widgets.ToggleButton(layout=small, tooltip=f"row {i // MASK_CELLS + 1}, column {i % MASK_CELLS + 1}")
-            for i in range(MASK_CELLS**2)
-        ]
+        names = [f"row {i // MASK_CELLS + 1}, column {i % MASK_CELLS + 1}" for i in range(MASK_CELLS**2)]
+        first = widgets.ToggleButton(layout=small, tooltip=names[0])  # one style for all: half as many messages
+        others = [widgets.ToggleButton(layout=small, style=first.style, tooltip=name) for name in names[1:]]
+        self.cells = [first, *others]
         self.draw, self.clear = widgets.Button(description="Draw these anew"), widgets.Button(description="Clear")
         self.draw.on_click(lambda _: on_draw())
         self.clear.on_click(lambda _: self.set(()))
@@ -323,7 +323,7 @@ class Explorer:
             self._is_moving = True
             self.step.value = max(1, max(lane.n_steps_shown for lane in self.lanes))
             self._is_moving = False
-        self._refresh(with_overview=not what.partition("asking")[1])
+        self._refresh(with_overview="asking" not in what)
 
     def _on_end(self, text: str) -> None:
         self.say(text)

@@ -242,9 +242,9 @@ def explorer(browser, lab):
     browser.get(lab)
     begun = time.monotonic()
     run_all(browser)
-    until(lambda: status(browser), "the first widget")
+    until(lambda: status(browser), "the first widget", 240)
     to_widget = time.monotonic() - begun
-    until(lambda: status(browser).startswith("Decoded"), "the first pictures", 180)
+    until(lambda: status(browser).startswith("Decoded"), "the first pictures", 300)
     print(f"first widget after {to_widget:.1f} s, first prompt decoded after {time.monotonic() - begun:.1f} s")
     return browser
 
@@ -304,5 +304,5 @@ def test_after_a_restart_everything_can_be_run_again(explorer):
     explorer.execute_async_script(script)
     run_all(explorer)
     run_all(explorer)
-    until(lambda: status(explorer).startswith("Decoded"), "pictures again", 240)
+    until(lambda: status(explorer).startswith("Decoded"), "pictures again", 300)
     assert no_traceback(explorer) and not leaving(explorer)
