@@ -3,6 +3,7 @@
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
+#   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make readme               bring the README up to date with docs/results, after: cotlib publish
 #   make lab                  JupyterLab on the notebooks
@@ -17,7 +18,7 @@ CHAIN ?= toy
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: reproduce test kill-test bench readme lab lint clean
+.PHONY: reproduce test kill-test browser-test bench readme lab lint clean
 
 reproduce: $(STAMP)
 	$(BIN)/cotlib run --scale $(SCALE) --effort $(EFFORT) --seed $(SEED)
@@ -28,6 +29,9 @@ test: lint
 
 kill-test: $(STAMP)
 	KILLS=$(KILLS) CHAIN=$(CHAIN) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
+
+browser-test: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m browser tests/test_browser.py
 
 bench: $(STAMP)
 	$(BIN)/python -m cotlib bench

@@ -199,6 +199,7 @@ NOTEBOOKS = {
     ),
     "08_report": Notebook(upstream=COMPUTED, weights=()),
     "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),
+    "90_explore": Notebook(overrides=("n_candidates", "steps", "guidance"), in_chain=False),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 

@@ -35,7 +35,7 @@ def clear(folder: Path) -> None:
     """Remove a result, its manifest first; what is in quarantine stays."""
     for name in (MANIFEST, LABEL, METRICS, *EXECUTED):
         (folder / name).unlink(missing_ok=True)
-    for path in [path for name in ("tables", "figures") for path in (folder / name).rglob("*")]:
+    for path in [path for name in ("tables", "figures", "pages") for path in (folder / name).rglob("*")]:
         if path.is_file() and not store.is_quarantined(path):
             path.unlink()
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from cotlib.player import Page
     from cotlib.prompts import Prompt
 
 RESULTS = "results.json"
@@ -174,6 +175,10 @@ class Run:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Description": self.footer})
         return self._write(f"figures/{name}.png", buffer.getvalue())
+
+    def page(self, name: str, page: Page) -> Path:
+        """Keep a self-contained page, such as a player of steps, as pages/`name`.html."""
+        return self._write(f"pages/{name}.html", page.html)
 
     def upstream(self, notebook: str) -> Upstream:
         """Finished results of a notebook this one reads, of the same scale, effort and seed.

@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from . import paper
+from .compare import compare as compare
+from .player import gallery as gallery
+from .player import player as player
 from .prompts import TASKS
 from .stats import Estimate
 

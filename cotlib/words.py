@@ -52,5 +52,15 @@ def split(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return ids
 
 
+def unknown(tokenizer: PreTrainedTokenizerFast, text: str, n: int = 3) -> dict[str, list[str]]:
+    """The words of a text outside the vocabulary, in their order, and at most n near known ones of each."""
+    if tokenizer.unk_token_id not in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        return {}
+    vocabulary = [word for word in tokenizer.get_vocab() if word not in tokenizer.all_special_tokens]
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    words = dict.fromkeys(piece for piece in pieces if piece not in vocabulary)
+    return {word: difflib.get_close_matches(word.lower(), vocabulary, n=n, cutoff=0.5) for word in words}
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -90,6 +90,7 @@ def test_make_runs_what_the_front_page_promises():
     assert "cotlib run --scale pocket --effort quick --seed 0" in commands("reproduce")
     assert "--scale showo --effort full --seed 2" in commands("reproduce", "SCALE=showo", "EFFORT=full", "SEED=2")
     assert "KILLS=3 CHAIN=toy" in commands("kill-test", "KILLS=3") and "-m slow" in commands("kill-test")
+    assert "-m browser" in commands("browser-test")
     for part in ("ruff check", "ruff format --check", 'pytest -q -m "not slow"'):
         assert part in commands("test")
 
