@@ -199,6 +199,10 @@ NOTEBOOKS = {
     ),
     "08_report": Notebook(upstream=COMPUTED, weights=()),
     "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),
+    "91_teach_decoding": Notebook(in_chain=False),
+    "92_teach_best_of_n": Notebook(in_chain=False),
+    "93_teach_dpo": Notebook(in_chain=False),
+    "94_teach_parm": Notebook(in_chain=False),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 
