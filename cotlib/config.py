@@ -159,6 +159,7 @@ SAMPLING = (
 TRAINING = ("n_train_prompts_per_task", "n_train_candidates", "n_neighbours", "tune_epochs")
 ALIGNING = ("n_pairs", "align_epochs", "n_aligned_candidates", "n_train_seeds")
 PARTS = ("generator", "text-tokenizer", "tokenizer", "detector", "clip", "judge")  # weights of a scale that ships none
+WITHOUT_JUDGE = PARTS[:-1]
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ COMPUTED = (
     *("04_preference_alignment", "05_parm", "06_integration", "07_reflection"),
 )
 NOTEBOOKS = {
-    "01_baseline": Notebook(overrides=SAMPLING, weights=tuple(part for part in PARTS if part != "judge")),
+    "01_baseline": Notebook(overrides=SAMPLING, weights=WITHOUT_JUDGE),
     "02_outcome_verifier": Notebook(upstream=("01_baseline",), overrides=(*SAMPLING, *TRAINING)),
     "03_process_verifier": Notebook(
         upstream=("01_baseline", "02_outcome_verifier"), overrides=(*SAMPLING, *TRAINING, "n_rolled_out")
@@ -200,6 +201,10 @@ NOTEBOOKS = {
     "08_report": Notebook(upstream=COMPUTED, weights=()),
     "00_index": Notebook(upstream=(*COMPUTED, "08_report"), needs_upstream=False, weights=()),
     "90_explore": Notebook(overrides=("n_candidates", "steps", "guidance"), in_chain=False),
+    "91_teach_decoding": Notebook(in_chain=False, weights=WITHOUT_JUDGE),
+    "92_teach_best_of_n": Notebook(in_chain=False),
+    "93_teach_dpo": Notebook(in_chain=False, weights=WITHOUT_JUDGE),
+    "94_teach_parm": Notebook(in_chain=False),
     "_template": Notebook(overrides=("n_candidates",), in_chain=False),
 }
 

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,8 @@ from .config import Scale
 from .decode import DecodeOptions, Generator, Step, branch, decode, given, nothing_known, read_prompts
 from .errors import CotlibError
 from .geneval import Evaluator
-from .loaders import generator_to_train, load_generator, load_judge, load_tokenizer
+from .loaders import device, load_generator, load_judge, load_tokenizer
+from .precision import best_precision
 from .prompts import Prompt, geneval_prompts
 from .run import Run
 from .search import Paint, Score, best_of_n
@@ -129,7 +130,7 @@ class Bench:
     scores: Mapping[str, Callable[[], Score]]  # P(yes) by question, a name of `verifiers.VERIFIERS`
     paint: Paint
     n_tokens: int
-    precision: str = "bf16"
+    precision: str = field(default_factory=best_precision)
     missing: Mapping[str, str] = field(default_factory=dict)  # what is not here, and what makes it, in a sentence
 
     @property
@@ -158,14 +159,13 @@ def bench_of(run: Run) -> Bench:
         missing["aligned generators"] = (
             f"no aligned generator is trained yet; make them with: cotlib run {MAKES_GENERATORS} {dials}"
         )
-    precision = quick_precision(run.scale)
-    generators = {name: partial(_generator, run.scale, folder, precision) for name, folder in aligned.items()}
+    generators = {name: partial(_generator, run.scale, folder) for name, folder in aligned.items()}
     return Bench(
-        {"base": partial(_generator, run.scale, None, precision), **generators},
+        {"base": partial(_generator, run.scale, None), **generators},
         scores,
         partial(_paint, run.scale),
         run.scale.n_tokens,
-        precision,
+        best_precision("cpu" if run.scale.offline else device()),
         {**missing, **unreadable},
     )
 
@@ -184,24 +184,12 @@ def trained_models(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     return found, unreadable
 
 
-def quick_precision(scale: Scale) -> str:
-    """bf16 where the processor computes in it, else fp32, which is then several times as fast."""
-    if torch.cuda.is_available() or not scale.offline:
-        return "bf16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
 _loading = threading.Lock()  # two explorers may be open at once, and a model is loaded by one thread at a time
 
 
-def _generator(scale: Scale, folder: Path | None, precision: str) -> Generator:
+def _generator(scale: Scale, folder: Path | None) -> Generator:
     with _loading:
-        return load_generator(scale, folder) if precision == "bf16" else _exact_generator(scale, folder)
-
-
-@lru_cache
-def _exact_generator(scale: Scale, folder: Path | None) -> Generator:
-    return generator_to_train(scale, folder).eval()
+        return load_generator(scale, folder)
 
 
 def _score(scale: Scale, name: str, folder: Path | None) -> Score:

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from test_decode import ToyGenerator
 
 from cotlib import explore, explore_show, parm, store
-from cotlib.config import SCALES
 from cotlib.decode import DecodeOptions, given
 from cotlib.explore import Bench, Exploration, Setting, bench_of, finished, prompt_of, refusal
 from cotlib.explore_view import Explorer, Worker, open_explorer
@@ -193,13 +192,6 @@ def test_weights_that_do_not_load_are_a_sentence_in_the_widget(run):
     explorer.lanes[0].generator.value = "dpo"
     explorer.decode()
     assert "dpo-torn" in explorer.status.value and "Traceback" not in explorer.status.value
-
-
-def test_the_faster_precision_is_taken_where_the_processor_has_no_bf16(monkeypatch):
-    for has, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        assert explore.quick_precision(SCALES["pocket"]) == precision
 
 
 # --- The widget -------------------------------------------------------------------------------------------------
