@@ -380,6 +380,13 @@ def test_a_stopped_candidate_is_seen_and_read_as_stopped():
     assert e.n_decoded[e.chosen] == 4  # every path was stopped: the best is finished all the same
 
 
+def test_the_first_prompt_with_a_stopped_candidate_is_found():
+    hopeful = lambda pictures, prompts: [0.9 * (p.text != PROMPTS[3].text) for p in prompts]  # noqa: E731
+    scores = {**SCORES, "parm-clarity": lambda p, _: [0.9] * len(p), "parm-potential": hopeful}
+    found = explore.first_stopped(setting(verifier="parm"), bench(scores=scores), PROMPTS)
+    assert found.setting.prompt == PROMPTS[3] and found.is_stopped(1 - min(1, found.chosen))
+
+
 # --- With the shipped models ------------------------------------------------------------------------------------
 
 
