@@ -336,6 +336,17 @@ def test_a_slider_shows_another_frame_in_less_than_a_tenth_of_a_second():
     assert len(seen) == N * 4 and max(seconds) < 0.1
 
 
+def test_a_frame_is_painted_once(monkeypatch):
+    explorer, painted = opened(), []
+    frame = explore_show.frame
+    monkeypatch.setattr(explore_show, "frame", lambda e, k, step: painted.append((k, step)) or frame(e, k, step))
+    explorer.decode()
+    explorer.worker.wait()
+    for step in (1, 2, 3, 2, 1):
+        explorer.step.value = step
+    assert sorted(painted) == sorted(set(painted)) and {(0, 0), (0, 1), (0, 2)} <= set(painted)
+
+
 def test_pressed_cells_are_drawn_anew():
     explorer = opened()
     explorer.mask.draw.click()
