@@ -409,6 +409,15 @@ def finished(setting: Setting, bench: Bench, ask: bool = True) -> Exploration:
     return exploration
 
 
+def first_stopped(setting: Setting, bench: Bench, prompts: Sequence[Prompt]) -> Exploration:
+    """The setting's search for one prompt after the other, until a candidate is stopped; the last one if none is."""
+    for prompt in prompts:
+        exploration = finished(replace(setting, prompt=prompt), bench, ask=False)
+        if any(exploration.is_stopped(k) for k in range(setting.n)):
+            break
+    return exploration
+
+
 def picks_of(name: str, explorations: Sequence[Exploration], evaluator: Evaluator) -> Picks:
     """What was chosen in explorations of GenEval's prompts, judged by the evaluator; the first where nobody chose."""
     found = {}

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 MASK_CELLS = 8  # buttons a side of the mask, whatever the number of tokens
 LOADING = "Loading the models …"
-WIDE, NARROW = widgets.Layout(width="98%"), widgets.Layout(width="15em")
+LEGEND = "<small>Left: the picture, unknown cells veiled. Right: confidence of each token, dark = unlikely.</small>"
+WIDE, NARROW = widgets.Layout(width="98%"), widgets.Layout(width="18em")
 
 
 class Worker:
@@ -152,7 +153,7 @@ class Mask:
         self.draw, self.clear = widgets.Button(description="Draw these anew"), widgets.Button(description="Clear")
         self.draw.on_click(lambda _: on_draw())
         self.clear.on_click(lambda _: self.set(()))
-        columns = widgets.Layout(grid_template_columns=f"repeat({MASK_CELLS}, 27px)", width="240px")
+        columns = widgets.Layout(grid_template_columns=f"repeat({MASK_CELLS}, 28px)", grid_gap="2px", width="250px")
         self.box = widgets.VBox(
             [
                 widgets.HTML("Press the cells of the candidate's last picture that are to be drawn anew."),
@@ -213,7 +214,13 @@ class Explorer:
 
     def _lay_out(self) -> None:
         lanes = [
-            widgets.VBox([widgets.HTML(f"<b>{lane.name}</b>"), *lane.controls, lane.overview, lane.frame, lane.words])
+            widgets.VBox(
+                [
+                    widgets.HTML(f"<b>{lane.name}</b>"),
+                    *lane.controls,
+                    *(lane.overview, lane.frame, widgets.HTML(LEGEND), lane.words),
+                ]
+            )
             for lane in self.lanes
         ]
         rows = [

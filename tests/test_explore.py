@@ -328,6 +328,17 @@ def test_a_slider_shows_another_frame_in_less_than_a_tenth_of_a_second():
     assert len(seen) == N * 4 and max(seconds) < 0.1
 
 
+def test_a_frame_is_painted_once(monkeypatch):
+    explorer, painted = opened(), []
+    frame = explore_show.frame
+    monkeypatch.setattr(explore_show, "frame", lambda e, k, step: painted.append((k, step)) or frame(e, k, step))
+    explorer.decode()
+    explorer.worker.wait()
+    for step in (1, 2, 3, 2, 1):
+        explorer.step.value = step
+    assert sorted(painted) == sorted(set(painted)) and {(0, 0), (0, 1), (0, 2)} <= set(painted)
+
+
 def test_pressed_cells_are_drawn_anew():
     explorer = opened()
     explorer.mask.draw.click()
@@ -370,6 +381,13 @@ def test_a_stopped_candidate_is_seen_and_read_as_stopped():
     assert e.is_stopped(k) and explore_show.verdict(e, k) == f"{k + 1}: stopped at 1/4"
     assert "Stopped here" in explore_show.in_words(e, k, 0) and "PARM stopped it" in explore_show.in_words(e, k, 2)
     assert e.n_decoded[e.chosen] == 4  # every path was stopped: the best is finished all the same
+
+
+def test_the_first_prompt_with_a_stopped_candidate_is_found():
+    hopeful = lambda pictures, prompts: [0.9 * (p.text != PROMPTS[3].text) for p in prompts]  # noqa: E731
+    scores = {**SCORES, "parm-clarity": lambda p, _: [0.9] * len(p), "parm-potential": hopeful}
+    found = explore.first_stopped(setting(verifier="parm"), bench(scores=scores), PROMPTS)
+    assert found.setting.prompt == PROMPTS[3] and found.is_stopped(1 - min(1, found.chosen))
 
 
 # --- With the shipped models ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ is meant, write them anew with
 """
 
 import copy
+import html
 import json
 import os
 import re
@@ -22,18 +23,18 @@ from cotlib import chain, provenance, store
 LESSONS = sorted((ROOT / "notebooks").glob("9[1-9]_teach_*.ipynb"))
 STORED = Path(__file__).parent / "lessons"
 WORDS, LONGEST_CELL, LARGEST_PAGE = (60, 75), 20, 3_000_000  # prose a code cell, lines, bytes
-ANSWER = re.compile(r"<details>\n<summary>Answer</summary>\n\n(.*?)\n\n</details>", re.DOTALL)
-BLOCK = r"```{}\n(.*?)```"
+ANSWER = re.compile(r"<details>\n<summary>Answer</summary>\n(.*?)\n</details>", re.DOTALL)
+BLOCK = re.compile(r"<pre>(.*?)</pre>", re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def answers_of(text: str) -> list[tuple[str, str]]:
-    """(code, what it should print) of every folded answer in a cell of prose."""
-    found = []
-    for answer in ANSWER.findall(text):
-        (code,), (printed,) = (re.findall(BLOCK.format(kind), answer, re.DOTALL) for kind in ("python", "text"))
-        found.append((code, printed.strip()))
-    return found
+    """(code, what it should print) of every folded answer in a cell of prose.
+
+    It is HTML without an empty line: folded Markdown, nbconvert would lay open.
+    """
+    blocks = [BLOCK.findall(answer) for answer in ANSWER.findall(text)]
+    return [(html.unescape(code), html.unescape(printed)) for code, printed in blocks]
 
 
 def prose_words(text: str) -> int:
@@ -102,7 +103,7 @@ def test_a_lesson_leaves_figures_and_a_page_that_is_light(executed, tmp_path):
     notebook = copy.deepcopy(notebook)
     notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] not in wanted]
     page = chain.to_html(store.write_json(tmp_path / "out.ipynb", notebook))
-    assert len(page.encode()) <= LARGEST_PAGE and "image/png" in page and "<summary>Answer</summary>" in page
+    assert len(page.encode()) <= LARGEST_PAGE and "image/png" in page
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
@@ -136,9 +137,17 @@ def test_what_counts_as_about_the_same(text, wanted, within, is_it):
 
 
 def test_answers_are_found_and_do_not_count_as_prose():
-    text = "**Exercise 1.** Why?\n\n<details>\n<summary>Answer</summary>\n\nSo.\n\n```python\nprint(1)\n```\n\n"
-    text += "```text\n1\n```\n\n</details>"
-    assert answers_of(text) == [("print(1)\n", "1")]
+    answer = "<details>\n<summary>Answer</summary>\n<p>So.</p>\n<pre>{}</pre>\n<pre>1</pre>\n</details>"
+    text = "**Exercise 1.** Why?\n\n" + answer.format("print(1 &lt; 2)")
+    assert answers_of(text) == [("print(1 < 2)", "1")]
     assert prose_words(text) == 3 == prose_words("See *this* [link](to_it.ipynb): `x = 1`, ")
     with pytest.raises(ValueError):
-        answers_of(text.replace("```text\n1\n```", "one"))
+        answers_of(text.replace("<pre>1</pre>", "one"))
+
+
+def test_an_answer_stays_folded_on_the_page(tmp_path):
+    cell = next(cell for cell in provenance.read_notebook(LESSONS[0])["cells"] if answers_of(provenance.source(cell)))
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    page = chain.to_html(store.write_json(tmp_path / "one.ipynb", notebook))
+    (folded,) = ANSWER.findall(page)
+    assert BLOCK.findall(folded) and BLOCK.findall(page) == BLOCK.findall(folded)

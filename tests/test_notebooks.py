@@ -15,8 +15,17 @@ CONSTANTS = {
     "95 %": "level of every interval",
     "0.5": "AUC of a coin",
 }
-# What is no claim: formulas, code, links, the number of the paper, and what a heading or the cost line counts.
-NOT_PROSE = (r"\$\$.*?\$\$", r"\$[^$\n]+\$", r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)", r"\d{4}\.\d{4,5}(v\d)?")
+# What is no claim: formulas, code, links, the number of the paper, and what a heading or the cost line counts; the
+# folded answers of a lesson are run by test_lessons.py.
+NOT_PROSE = (
+    r"<details>.*?</details>",
+    r"\$\$.*?\$\$",
+    r"\$[^$\n]+\$",
+    r"```.*?```",
+    r"`[^`\n]*`",
+    r"\]\([^)]*\)",
+    r"\d{4}\.\d{4,5}(v\d)?",
+)
 NOT_A_CLAIM = (
     r"^\*\*Cost\.\*\*.*$",
     r"^#+ [\d.]+ ",
