@@ -31,6 +31,7 @@ kill-test: $(STAMP)
 	KILLS=$(KILLS) CHAIN=$(CHAIN) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
 
 browser-test: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-browser.lock
 	$(BIN)/python -m pytest -q -s -m browser tests/test_browser.py
 
 bench: $(STAMP)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install -e .[dev]")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; make browser-test installs it")
     if not (BROWSER and DRIVER):
         pytest.skip("no browser here; on Debian: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
