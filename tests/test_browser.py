@@ -30,7 +30,8 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; make browser-test installs it")
+    missing = "selenium is not installed; make browser-test installs it"
+    webdriver = pytest.importorskip("selenium.webdriver", reason=missing)
     if not (BROWSER and DRIVER):
         pytest.skip("no browser here; on Debian: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
