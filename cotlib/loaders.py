@@ -6,6 +6,7 @@ Weights of the other scales are looked for by `hub`. Models run on the GPU where
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,6 +178,20 @@ def judge_to_train(scale: Scale, folder: Path | None = None) -> Judge:
     return _judge(scale, folder or weights_folder(scale, "judge"))
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' bar, which in a notebook outlives the second that small weights take to load."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
+
+
 @lru_cache
 def load_judge(scale: Scale, folder: Path | None = None) -> Judge:
     """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder."""
@@ -189,7 +204,8 @@ def _judge(scale: Scale, folder: Path) -> Judge:
     from .judge import Judge
 
     where = "cpu" if scale.offline else device()
-    judge = Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)
+    with _silent() if scale.offline else contextlib.nullcontext():
+        judge = Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)
     if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
         judge.model.set_attn_implementation("eager")
     return judge
