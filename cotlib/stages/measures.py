@@ -195,11 +195,12 @@ def diversity(run: Run, pool: Pool, n_candidates: int, places: int = 3) -> pd.Da
 
 
 def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of candidates as the pools have it.
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch as the pools have it, at most four prompts.
 
     The judge of photographs is no part of it: notebooks that judge nothing do not read its weights.
     """
-    tokenizer, per_prompt, n = load_tokenizer(run.scale), run.params["n_candidates"], run.params["batch_size"]
+    tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
+    n = min(run.params["batch_size"], 4 * per_prompt)
     prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
     generator, evaluator = load_generator(run.scale), load_evaluator(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
