@@ -195,7 +195,7 @@ def diversity(run: Run, pool: Pool, n_candidates: int, places: int = 3) -> pd.Da
 
 
 def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}: one batch as the pools have it, at most four prompts.
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of at most four prompts.
 
     The judge of photographs is no part of it: notebooks that judge nothing do not read its weights.
     """
