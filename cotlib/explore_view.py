@@ -239,7 +239,7 @@ class Explorer:
 
     # --- What the buttons do ------------------------------------------------------------------------------------
 
-    def load(self, bench: Bench) -> None:
+    def take(self, bench: Bench) -> None:
         """Take these models into use."""
         self.bench = bench
         for lane in self.lanes:
@@ -376,7 +376,7 @@ def open_explorer(run: Run, n_lanes: int = 1) -> None:
     try:
         from .explore import bench_of
 
-        explorer.load(bench_of(run))
+        explorer.take(bench_of(run))
         if n_lanes == 2:
             explorer.lanes[1].guidance.value = 0.0
         explorer.explore(explorer.settings(), in_thread=False)

@@ -188,7 +188,7 @@ def test_a_model_of_another_version_is_left_out_with_a_sentence(run, manifest):
 def test_weights_that_do_not_load_are_a_sentence_in_the_widget(run):
     store.write_json(run.models / "dpo-torn" / "model.json", {"name": "dpo", "files": {}})
     explorer = Explorer()
-    explorer.load(bench_of(run))
+    explorer.take(bench_of(run))
     explorer.lanes[0].generator.value = "dpo"
     explorer.decode()
     assert "dpo-torn" in explorer.status.value and "Traceback" not in explorer.status.value
@@ -213,7 +213,7 @@ class Slow(Reads):
 
 def opened(generator=Reads, n_lanes=1, text=PROMPTS[2].text, **others):
     explorer = Explorer(steps=4, n=N, n_lanes=n_lanes)
-    explorer.load(bench(generator, **others))
+    explorer.take(bench(generator, **others))
     explorer.text.value = text
     return explorer
 

@@ -83,7 +83,11 @@ def test_the_chosen_picture_is_that_of_the_pool_and_stopped_paths_are_not_decode
         for steps, clear, promising in zip(r["steps"], r["clear"], r["promising"], strict=True):
             assert steps == (4 if promising or clear is None else clear + 1)
     L = len(records[PROMPTS[0].id]["codes"])
-    assert 2 * L * Counting.rows == 2 * 2 * sum(r["token_steps"] for r in records.values())  # guidance reads twice
+    batches = [[p for p in PROMPTS[i : i + 3] for _ in range(N)] for i in range(0, len(PROMPTS), 3)]
+    batches = [paths[i : i + 4] for paths in batches for i in range(0, len(paths), 4)]
+    shared = sum(len(batch) - len({p.id for p in batch}) for batch in batches)  # the first step of equal prompts
+    steps = sum(r["token_steps"] for r in records.values()) // L
+    assert Counting.rows == 2 * (steps - shared)  # guidance reads twice
     assert Counting.rows < 2 * len(PROMPTS) * N * 4
 
 
@@ -210,7 +214,8 @@ def test_prune_and_branch_keeps_the_best_and_its_account(tmp_path):
         Counting(), PROMPTS, 6, 2, 0, OPTIONS, paint, judge, Ledger(tmp_path / "a.jsonl", "k"), group=4
     )
     L = len(found[PROMPTS[0].id]["codes"])
-    assert Counting.rows * L == 2 * sum(r["token_steps"] for r in found.values())
+    shared = (6 - 1) * len(PROMPTS)  # the first step of a prompt's paths is one
+    assert Counting.rows == 2 * (sum(r["token_steps"] for r in found.values()) // L - shared)
     assert all(r["token_steps"] == L * (6 * 2 + 2 * 2) and r["judge_calls"] == 14 for r in found.values())
     plain = the_pool(tmp_path / "p.jsonl")
     assert sum(sum(r["codes"]) for r in found.values()) > sum(int(plain.codes[p.id][0].sum()) for p in PROMPTS)
