@@ -23,8 +23,9 @@ REPORT = "08_report"
 FIGURES = (
     (REPORT, "beside_the_paper"),
     ("03_process_verifier", "best_of_n"),
-    ("03_process_verifier", "step_profile"),
+    ("03_process_verifier", "early_and_late"),
     ("05_parm", "accuracy_against_compute"),
+    ("05_parm", "three_verifiers"),
     ("06_integration", "best_of_n"),
     ("06_integration", "from_base_to_best"),
     ("07_reflection", "reflection"),
