@@ -1,6 +1,7 @@
 """Publishing a finished run, comparing with it, and the README that is made of it."""
 
 import json
+import re
 import shutil
 
 import papermill
@@ -83,3 +84,9 @@ def test_a_report_without_its_notebooks_says_what_makes_them_and_shows_the_rest(
     folder = tmp_path / "pocket" / "smoke" / "08_report"
     assert json.loads((folder / "run.json").read_text())["counts"]["failed"] == len(COMPUTED)
     assert "06_integration, not there" in (folder / "tables" / "table_2.csv").read_text()
+
+
+@pytest.mark.parametrize(("notebook", "figure"), published.FIGURES)
+def test_a_figure_to_publish_is_made_by_its_notebook(notebook, figure):
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text())["cells"]
+    assert any(re.search(rf'run\.figure\(\s*"{figure}"', "".join(cell["source"])) for cell in cells)
