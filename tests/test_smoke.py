@@ -15,7 +15,7 @@ CHAIN = [name for name, spec in NOTEBOOKS.items() if spec.in_chain]
 def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
     command = [sys.executable, "-m", "cotlib", "run", "--effort", "smoke"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "COTLIB_OUTPUTS": str(tmp_path)}, timeout=1200
+        command, capture_output=True, text=True, env={**os.environ, "COTLIB_OUTPUTS": str(tmp_path)}, timeout=2400
     )
     assert done.returncode == 0, done.stderr[-2000:]
     outputs = tmp_path / "pocket" / "smoke"
@@ -36,10 +36,10 @@ def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
     assert {"geneval/dpo/none/overall", "geneval/it-dpo/none/overall", "diversity/it-dpo/distinct"} <= names
     assert {"ordering/orm > prm", "judge/prm/auc@step-1", "compute/prm/judge-calls"} <= names
     on_guided = {
-        f"geneval/{g}/{v}/overall@4" for g in ("it-dpo", "it-dpo-orm") for v in ("orm-zero-shot", "orm", "oracle")
+        f"geneval/{g}/{v}/overall@2" for g in ("it-dpo", "it-dpo-orm") for v in ("orm-zero-shot", "orm", "oracle")
     }
     assert on_guided | {"geneval/it-dpo-orm/none/overall", "it-dpo-orm/reward-gain"} <= names
-    assert {"ordering/it-dpo-orm > it-dpo", "ordering/it-dpo-orm/orm@4 > base/none"} <= names
+    assert {"ordering/it-dpo-orm > it-dpo", "ordering/it-dpo-orm/orm@2 > base/none"} <= names
     released = next(r for r in records if r["name"] == "it-dpo-orm/detached-weight-change")
     assert released["value"] == 0  # the released guidance has no gradient
     moved = pd.read_csv(outputs / "06_integration" / "tables" / "guided_training.csv")["weights moved from plain"]
