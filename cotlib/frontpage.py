@@ -1,4 +1,4 @@
-"""The README's part that is made of the published results: `make readme`.
+"""The README's part that is made of the published results, and its figure: `make readme`.
 
 Between two marks stand one figure, our table beside the paper's, the orderings and the sentences below; every number is
 read from docs/results, so that none can drift from what was measured. A sentence whose measurements are lacking is left
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from . import paper, published
 from .errors import IncompleteError
@@ -31,6 +33,7 @@ SENTENCES = (
     "DPO's held-out pair accuracy is {dpo/pair-accuracy!.2f}, iterative DPO's {it-dpo/pair-accuracy!.2f}.",
     "Of the faults that the judge of PARM++ states, {reflection/reason-agreement!.0%} are the evaluator's own.",
 )
+FIGURE = "docs/front_page.png"
 PLACE = re.compile(r"\{([^!}]+)!([^}]+)\}")
 
 
@@ -38,14 +41,13 @@ def block(folder: Path, address: str = "docs/results") -> str:
     """The README's part for a published run in `folder`; address: of docs/results in the links."""
     records, manifest = published.read_published(folder)
     measured = {record["name"]: record for record in records}
-    figure = f"{published.FIGURES[0][0]}-{published.FIGURES[0][1]}.png"
     hours = sum(manifest["seconds"].values()) / 3600
     n = measured["geneval/base/none/overall"]["n"]
     return "\n".join(
         [
             BEGIN,
             "",
-            f"![GenEval overall of every method, ours beside the paper's]({address}/{folder.name}/figures/{figure})",
+            f"![GenEval overall of every method, ours beside the paper's]({FIGURE})",
             "",
             *_table(measured),
             "",
@@ -84,7 +86,7 @@ def _table(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _orderings(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rows = ["| ordering that the paper claims | paired difference here | verdict |", "|---|---|---|"]
+    rows = ["| ordering | paired difference here | verdict |", "|---|---|---|"]
     for name, m in measured.items():
         if name.startswith("ordering/"):
             claim = name.removeprefix("ordering/")
@@ -100,6 +102,20 @@ def _sentences(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if all(name in measured and measured[name]["value"] is not None for name in names):
             written.append(PLACE.sub(lambda m: format(measured[m[1]]["value"], m[2]), sentence))
     return written
+
+
+def figure(folder: Path) -> Figure:
+    """All methods of a published run beside the paper's, with what made it below."""
+    from .show import beside_the_paper
+    from .stages import recorded
+
+    records, manifest = published.read_published(folder)
+    measured = {record["name"]: record for record in records}
+    found = {row: recorded(measured, *row)[0] for row in paper.FRONT}
+    drawn = beside_the_paper({row: by_task for row, by_task in found.items() if by_task})
+    made = f"{', '.join(manifest['commits'])} · {manifest['scale']} · {manifest['effort']} · seed {manifest['seed']}"
+    drawn.text(1, 0, made, ha="right", va="top", fontsize=6, color="0.4")
+    return drawn
 
 
 def in_step(readme: str, folder: Path) -> str:
@@ -118,6 +134,7 @@ def main() -> None:
         raise IncompleteError(f"nothing is published in {root}; publish a finished run with: cotlib publish")
     readme = root.parents[1] / "README.md"
     atomic_write(readme, in_step(readme.read_text(), root / "pocket"))
+    figure(root / "pocket").savefig(readme.parent / FIGURE, dpi=150, bbox_inches="tight")
 
 
 if __name__ == "__main__":

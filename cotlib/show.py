@@ -342,7 +342,7 @@ def beside_the_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]
     ax.set(xlabel="GenEval overall (fraction of images)", xlim=(0.4, 1.0))
     ax.grid(axis="x", color="0.9")
     if estimates:
-        ax.legend(fontsize=7, loc="lower right")
+        ax.legend(fontsize=7, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     fig.tight_layout()
     return fig
 

@@ -64,12 +64,13 @@ def test_a_changed_result_changes_the_readme(tmp_path):
     records = json.loads((folder / "results.json").read_text())
     for m in records:
         if m["name"] == "geneval/base/none/overall":
-            m["value"] = 0.123
+            m |= {"value": 0.123, "low": 0.1, "high": 0.15}
     (folder / "results.json").write_text(json.dumps(records))
     manifest = json.loads((folder / published.MANIFEST).read_text())
     manifest["files"]["results.json"] = published.provenance.file_entry(folder / "results.json")
     (folder / published.MANIFEST).write_text(json.dumps(manifest))
     assert "| Baseline | 0.12 ±" in frontpage.block(folder)
+    assert 0.123 in frontpage.figure(folder).axes[0].lines[0].get_xdata()
     with pytest.raises(ValueError, match="must hold the lines"):
         frontpage.in_step("no marks", folder)
 
