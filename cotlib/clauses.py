@@ -65,6 +65,8 @@ def facts_of(prompt: Prompt) -> list[Fact]:
             facts.append(color(clause.cls))
         if clause.position is not None:
             facts.append(place(clause.cls, prompt.include[clause.position[1]].cls))
+    for clause in prompt.exclude:
+        facts += [presence(clause.cls), number(clause.cls)]
     return list(dict.fromkeys(facts))
 
 
@@ -126,7 +128,7 @@ def _elsewhere(clause: Clause, anchor: str, is_anchor_wrong: bool, told: Told) -
 
 
 def reflect_by_clause(judge: Judge, outcome: Score, batch_size: int = 64) -> Score:
-    """ "yes", or the reasons, about each (picture, prompt), as `reflection.reflect` answers.
+    """A yes, or the reasons, about each (picture, prompt), as `reflection.reflect` answers.
 
     judge: knows the facts. outcome: P(yes) of the outcome question. A picture is wrong if a clause does not hold or if
     the outcome question says so.

@@ -1,5 +1,7 @@
 """What is wrong, clause by clause: facts held against the prompt, and the shipped judge asked for them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,14 @@ LEFT = compose("p", (Clause("cat"), Clause("dog", position=("left of", 0))))
 )
 def test_reasons_are_the_evaluator_s_words(prompt, facts, said):
     assert reasons(prompt, told_of(prompt, **facts)) == said
+
+
+def test_what_must_not_be_there_is_asked_for_as_well():
+    prompt = replace(RED_CAR, exclude=(Clause("dog"),))
+    told = told_of(RED_CAR, {"car": True}, color="red")
+    told |= {clauses.presence("dog"): sure(clauses.YES_NO, "yes"), clauses.number("dog"): sure(NUMBERS, "two")}
+    assert set(clauses.facts_of(prompt)) == set(told)
+    assert reasons(prompt, told) == ["expected no dog, found 2"]
 
 
 def test_where_everything_seems_to_hold_the_least_likely_clause_is_named_if_one_must_be():
