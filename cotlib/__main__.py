@@ -171,10 +171,9 @@ def _published(scale: str) -> list[dict[str, Any]]:
     from cotlib import published
 
     records, manifest = published.read_published(published.results_root() / _scale(scale).name)
-    hours = sum(manifest["seconds"].values()) / 3600
     print(
         f"published: effort {manifest['effort']}, seed {manifest['seed']}, commits {', '.join(manifest['commits'])}, "
-        f"{hours:.1f} h on {'; '.join(manifest['machines'])}",
+        f"{published.cost(manifest)}",
         file=sys.stderr,
     )
     return records

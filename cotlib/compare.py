@@ -150,7 +150,8 @@ def compare(run_a: Picks | Path, run_b: Picks | Path, paint: Paint, at_most: int
         pictures = paint_all([pick for pair in shown for pick in pair], paint)
         for column, pair in enumerate(shown):
             for row, pick in enumerate(pair):
-                _framed(axes[row, column], pictures[2 * column + row], pick.correct)
+                axes[row, column].imshow(pictures[2 * column + row], interpolation="nearest")
+                frame(axes[row, column], pick.correct)
             axes[0, column].set_title(fill(pair[0].prompt.text.removeprefix("a photo of "), 20), fontsize=7)
     axes[0, 0].set_ylabel(fill(a.name, 18), fontsize=8)
     axes[1, 0].set_ylabel(fill(b.name, 18), fontsize=8)
@@ -158,10 +159,10 @@ def compare(run_a: Picks | Path, run_b: Picks | Path, paint: Paint, at_most: int
     return fig
 
 
-def _framed(ax: plt.Axes, picture: np.ndarray, correct: bool) -> None:
-    ax.imshow(picture, interpolation="nearest")
-    ax.spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if correct else "#D55E00")
-    ax.spines[:].set_linestyle("-" if correct else (0, (3, 2)))
+def frame(ax: plt.Axes, is_solid: bool) -> None:
+    """Solid blue: right, chosen. Dashed orange: wrong, stopped."""
+    ax.spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if is_solid else "#D55E00")
+    ax.spines[:].set_linestyle("-" if is_solid else (0, (3, 2)))
 
 
 def paint_all(picks: Sequence[Pick], paint: Paint) -> np.ndarray:
@@ -176,5 +177,5 @@ def finished_verifiers(folder: Path, generator: str = "base", image: int = 0) ->
     pools = Path(folder) / "pools"
     if not (pools / f"{generator}-{image}-verdicts.jsonl").is_file():
         return []
-    names = ("orm-zero-shot", "orm", "parm", "parm-released", "parm++")
+    names = ("orm-zero-shot", "orm", "parm", "parm-released")
     return ["none", *(name for name in names if (pools / f"{generator}-{image}-{name}.jsonl").is_file())]

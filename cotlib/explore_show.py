@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from .compare import frame as framed
 from .explore import LIMITS, Exploration
 from .show import METHODS, filmstrip
 
@@ -149,7 +150,7 @@ def strip(exploration: Exploration, at_most: int = 4) -> Figure:
     kept = set(enumerate(exploration.kept)) or set(last.items())
     stopped = {(exploration.clear[k], k) for k in range(N) if exploration.is_stopped(k)}
     for step, k in (place for place in kept | stopped if place[1] < N):
-        _frame(figure.axes[k * T + step], is_dashed=(step, k) in stopped)
+        framed(figure.axes[k * T + step], (step, k) not in stopped)
     figure.suptitle(fill(exploration.setting.prompt.text, 90), fontsize=9, y=1.03)
     return figure
 
@@ -200,13 +201,8 @@ def _last(ax: plt.Axes, exploration: Exploration, k: int) -> None:
         stopped = exploration.is_stopped(k)
         ax.imshow(veiled(exploration.pictures[k, step], exploration.masked[k, step] | stopped))
         if stopped or exploration.chosen == k:
-            _frame(ax, is_dashed=stopped)
+            framed(ax, not stopped)
     ax.set_title(verdict(exploration, k), fontsize=7)
-
-
-def _frame(ax: plt.Axes, is_dashed: bool) -> None:
-    ax.spines[:].set(visible=True, linewidth=2.5, color=ORANGE if is_dashed else BLUE)
-    ax.spines[:].set_linestyle((0, (3, 2)) if is_dashed else "-")
 
 
 def inpainting(before: np.ndarray, exploration: Exploration) -> Figure:

@@ -176,7 +176,7 @@ class Mask:
 
 
 class Explorer:
-    """The widget. `box` is what is shown; `load(bench)` gives it its models."""
+    """The widget. `box` is what is shown; `take(bench)` gives it its models."""
 
     def __init__(self, guidance: float = 1.75, steps: int = 8, n: int = 4, seed: int = 0, n_lanes: int = 1):
         self.bench: Bench | None = None

@@ -37,11 +37,11 @@ FIGURE = "docs/front_page.png"
 PLACE = re.compile(r"\{([^!}]+)!([^}]+)\}")
 
 
-def block(folder: Path, address: str = "docs/results") -> str:
-    """The README's part for a published run in `folder`; address: of docs/results in the links."""
+def block(folder: Path) -> str:
+    """The README's part for a published run in `folder`."""
     records, manifest = published.read_published(folder)
     measured = {record["name"]: record for record in records}
-    hours = sum(manifest["seconds"].values()) / 3600
+    address = f"docs/results/{folder.name}"
     n = measured["geneval/base/none/overall"]["n"]
     return "\n".join(
         [
@@ -51,9 +51,9 @@ def block(folder: Path, address: str = "docs/results") -> str:
             "",
             *_table(measured),
             "",
-            f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; {hours:.1f} "
-            f"hours on {'; '.join(manifest['machines'])}. All numbers: `cotlib results --published`; all tables and "
-            f"figures: [`{address}/{folder.name}`]({address}/{folder.name}).{_lacking(manifest)}",
+            f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; "
+            f"{published.cost(manifest)}. All numbers: `cotlib results --published`; all tables and "
+            f"figures: [`{address}`]({address}).{_lacking(manifest)}",
             "",
             *_orderings(measured),
             "",

@@ -317,15 +317,20 @@ class Judge:
         for start in range(0, len(images), batch_size):
             chunk = slice(start, start + batch_size)
             asked = [[q] for q in questions[chunk]]
-            with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
-                logits = self.read(self.batch(images[chunk], asked), 1)[0][:, 0].cpu()
-            if not logits.isfinite().all():
-                raise CotlibError("the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16")
+            logits = self._next_word(images[chunk], asked)
             if score == "logit":
                 scores.append(self._logit_score(logits))
             else:
                 scores.append(self._sampled_score(logits, asked, seeds[chunk]))
         return np.concatenate(scores)
+
+    def _next_word(self, images: np.ndarray, asked: list[list[Question]]) -> torch.Tensor:
+        """Logits of the first word of the answer to one question per picture, float32 [B, V]. CotlibError for NaN."""
+        with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
+            logits = self.read(self.batch(images, asked), 1)[0][:, 0].cpu()
+        if not logits.isfinite().all():
+            raise CotlibError("the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16")
+        return logits
 
     def _logit_score(self, logits: torch.Tensor) -> np.ndarray:
         yes, no = logits[:, self.yes].logsumexp(-1), logits[:, self.no].logsumexp(-1)
@@ -365,8 +370,7 @@ class Judge:
         made: list[list[float]] = []
         for start in range(0, len(images), batch_size):
             chunk = slice(start, start + batch_size)
-            with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
-                logits = self.read(self.batch(images[chunk], [[q] for q in questions[chunk]]), 1)[0][:, 0].cpu()
+            logits = self._next_word(images[chunk], [[q] for q in questions[chunk]])
             made += [
                 row[self._first_tokens(tuple(of))].softmax(-1).tolist()
                 for row, of in zip(logits, words[chunk], strict=True)

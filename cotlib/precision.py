@@ -1,7 +1,6 @@
 """Where bfloat16 is worth it: on machines that multiply it natively (AMX, AVX512-BF16, Arm's BF16, a GPU).
 
-Elsewhere it is emulated, and slower than float32 by one to two orders of magnitude: many laptops, and servers before
-2022. `cotlib doctor` says which kind this machine is.
+Elsewhere it is emulated, and slower than float32. `cotlib doctor` says which kind this machine is.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from .run import RESULTS, read_results
 
 MANIFEST = "manifest.json"
 REPORT = "08_report"
-# What is shown of a run, (notebook, figure): the first one is the front page's.
+# What is shown of a run: (notebook, figure).
 FIGURES = (
     (REPORT, "beside_the_paper"),
     ("03_process_verifier", "best_of_n"),
@@ -159,6 +159,11 @@ def read_published(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if bad:
         raise CorruptError(f"{folder}: {', '.join(bad)} changed since it was published; restore with: git checkout")
     return store.read_json(folder / RESULTS), manifest
+
+
+def cost(manifest: Mapping[str, Any]) -> str:
+    """What a published run took, and on what."""
+    return f"{sum(manifest['seconds'].values()) / 3600:.1f} hours on {'; '.join(manifest['machines'])}"
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------

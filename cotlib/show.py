@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from . import paper
 from .compare import compare as compare
+from .compare import frame
 from .player import gallery as gallery
 from .player import player as player
 from .prompts import TASKS
@@ -413,8 +414,7 @@ def film_strip(rows: Sequence[tuple[str, np.ndarray, Sequence[str], int, bool | 
                 ax.set_title(f"step {step + 1}", fontsize=8)
         line[0].set_ylabel(fill(name, 16), fontsize=7)
         if right is not None and n_decoded == T:
-            line[-1].spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if right else "#D55E00")
-            line[-1].spines[:].set_linestyle("-" if right else (0, (3, 2)))
+            frame(line[-1], right)
     fig.tight_layout(pad=0.4)
     return fig
 

@@ -57,7 +57,6 @@ VERIFIERS = {
         Verifier("parm", "parm", outcome_question, every_step=False),  # its last question; `parm.search` asks all three
         Verifier("parm-clarity", "parm", clarity_question, every_step=True),
         Verifier("parm-potential", "parm", potential_question, every_step=True),
-        Verifier("parm++", "parm++", outcome_question, every_step=False),  # of the judge that also reflects
     )
 }
 

@@ -201,7 +201,6 @@ def test_only_process_verifiers_look_at_every_step():
         "prm-zero-shot": True,
         "prm": True,
         "parm": False,
-        "parm++": False,
         "parm-clarity": True,
         "parm-potential": True,
     }

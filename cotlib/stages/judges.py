@@ -134,7 +134,7 @@ def _tuned(
     return Tuned(folder, made["log"], made["seconds"], made["examples"])
 
 
-JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge, "parm++": reflecting_judge}
+JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}
 
 
 def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
