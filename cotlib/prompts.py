@@ -279,17 +279,29 @@ def evaluation_texts() -> frozenset[str]:
     return frozenset(prompt.text for prompt in geneval_prompts())
 
 
-def training_prompts(seed: int, n_per_task: int = 100) -> tuple[Prompt, ...]:
-    """GenEval's suite at another seed without any text of the 553; ids say the place in that suite.
+SUITE = 60  # prompts of each template in one suite of training prompts
+APART = 100_000  # between the seeds of the suites of one seed
 
-    The 80 single-object texts are all among the 553, so none is left; duplicates fall out too, so a task may hold
-    fewer than n. Raises ValueError for the evaluation seed.
+
+def training_prompts(seed: int, n_per_task: int = 100) -> tuple[Prompt, ...]:
+    """GenEval's suite at other seeds without any text of the 553, at most n of each task; fewer are among the first of
+    more, so that what was made for some of them serves when there are more.
+
+    They are drawn suite by suite, `SUITE` a template. The 80 single-object texts are all among the 553, so none is
+    left; duplicates fall out too, so a task may hold fewer than n. Raises ValueError for the evaluation seed.
     """
     if seed == EVALUATION_SEED:
         raise ValueError(f"seed {seed} makes the evaluation prompts; choose another seed for training prompts")
-    suite = _suite(seed, _check_whole(n_per_task, 1, "prompts per task"))
-    prompts = (compose(f"train-{seed}-{i}", include) for i, include in enumerate(suite))
-    return tuple(prompt for prompt in prompts if prompt.text not in evaluation_texts())
+    _check_whole(seed, 0, "seed")
+    found: dict[str, Prompt] = {}
+    drawn = 0  # texts so far, those that fall out among them: the number in the next id
+    for before in range(0, _check_whole(n_per_task, 1, "prompts per task"), SUITE):
+        suite = _suite(seed + before // SUITE * APART, SUITE)
+        prompts = (compose(f"train-{seed}-{drawn + i}", include) for i, include in enumerate(suite))
+        new = (prompt for prompt in prompts if prompt.text not in evaluation_texts() and prompt.text not in found)
+        found |= {prompt.text: prompt for prompt in take(new, n_per_task - before)}
+        drawn += len(suite)
+    return tuple(found.values())
 
 
 # --- Combinations that no template makes ------------------------------------------------------------------------

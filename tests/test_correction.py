@@ -7,7 +7,7 @@ import torch
 from cotlib import correction
 from cotlib.correction import Corrections, Corrector, Note, able_to_read, correction_groups, correction_text, readable
 from cotlib.decode import DecodeOptions, decode
-from cotlib.prompts import take, training_prompts
+from cotlib.prompts import training_prompts
 from cotlib.search import Pool
 from cotlib.showo import Showo, ShowoConfig
 from cotlib.tuning import TuneOptions
@@ -121,7 +121,7 @@ def test_faults_that_cannot_be_read_are_left_out(model):
 
 
 def pool_of(right):
-    (prompt,) = take(training_prompts(1, 1), 1)[:1]
+    (prompt,) = training_prompts(1, 1)[:1]
     rng = np.random.default_rng(0)
     pool = Pool((prompt,), {prompt.id: rng.integers(0, V, (len(right), 2, L)).astype(np.int16)})
     reasons = [[[] if r else [f"expected a cat, found {k + 1}"]] for k, r in enumerate(right)]

@@ -78,7 +78,7 @@ def test_a_guided_model_has_the_pairs_of_the_plain_one_and_a_gradient_unless_ask
 
 
 def test_a_guide_asks_for_prompts_of_every_task_and_for_none_that_is_held_out():
-    prompts = take(training_prompts(1, 20), 20)
+    prompts = training_prompts(1, 20)
     asked = generators._asked(prompts, [{"source": prompts[0].id}], seed=0)
     assert {p.id for p in asked} == {p.id for p in prompts[1:]}
     assert len({p.task for p in asked[:20]}) >= 4  # the suite itself goes task by task

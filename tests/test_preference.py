@@ -21,7 +21,7 @@ from cotlib.preference import (
     preference_pairs,
     split_pairs,
 )
-from cotlib.prompts import take, training_prompts
+from cotlib.prompts import training_prompts
 from cotlib.search import Pool
 from cotlib.showo import Showo, ShowoConfig
 from cotlib.words import build_tokenizer
@@ -76,7 +76,7 @@ def replace_bf16(settings):
 
 
 def pool_of(labels):
-    prompts = take(training_prompts(1, 1), 1)[: len(labels)]
+    prompts = training_prompts(1, 1)[: len(labels)]
     rng = np.random.default_rng(0)
     paths = {
         p.id: rng.integers(0, V, (len(row), 2, L)).astype(np.int16) for p, row in zip(prompts, labels, strict=True)
@@ -269,7 +269,7 @@ def guide_of(model, guidance="policy-gradient", prompts=None):
         return [float((picture < V // 2).mean()) for picture in pictures]
 
     options = replace(OPTIONS, guidance=guidance, n_guided_prompts=2, n_guided_images=8)
-    prompts = prompts or take(training_prompts(1, 1), 1)[:2]
+    prompts = prompts or training_prompts(1, 1)[:2]
     return Guide(model, prompts, lambda codes: codes.numpy(), likes_low_codes, DecodeOptions(steps=3), options)
 
 

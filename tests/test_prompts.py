@@ -127,7 +127,22 @@ def test_the_evaluation_seed_is_refused_for_training():
 
 def test_training_prompts_depend_on_seed_and_size_alone():
     assert training_prompts(5, 20) == training_prompts(5, 20) != training_prompts(6, 20)
-    assert len(training_prompts(5, 20)) < len(training_prompts(5, 40))
+
+
+@pytest.mark.parametrize("few, more", [(1, 3), (20, 60), (60, 61), (50, 200)])
+def test_fewer_training_prompts_are_among_more(few, more):
+    some, everything = training_prompts(5, few), training_prompts(5, more)
+    for task in TASKS:
+        first, all_ = ([p for p in prompts if p.task == task] for prompts in (some, everything))
+        assert all_[: len(first)] == first
+    assert len(some) < len(everything)
+
+
+def test_a_task_has_at_most_as_many_training_prompts_as_asked_for():
+    prompts = training_prompts(5, 130)
+    by_task = Counter(p.task for p in prompts)
+    assert by_task["position"] == by_task["color_attr"] == 130 >= max(by_task.values())
+    assert len({p.text for p in prompts}) == len({p.id for p in prompts}) == len(prompts)
 
 
 def test_free_prompts_say_what_no_template_says():

@@ -11,11 +11,11 @@ from cotlib import ranking, verifiers
 from cotlib.decode import DecodeOptions
 from cotlib.geneval import Verdict
 from cotlib.judge import outcome_question, process_question
-from cotlib.prompts import Clause, compose, evaluation_texts, take, training_prompts
+from cotlib.prompts import Clause, compose, evaluation_texts, training_prompts
 from cotlib.search import decode_pool
 from cotlib.store import Ledger
 
-PROMPTS = take(training_prompts(1, 2), 2)
+PROMPTS = training_prompts(1, 2)
 OPTIONS = DecodeOptions(steps=4)
 
 

@@ -52,7 +52,7 @@ def test_faults_are_counted_that_the_evaluator_states_too():
 
 
 def test_four_in_five_reflections_are_about_what_is_wrong():
-    prompts = take(training_prompts(1, 4), 4)
+    prompts = training_prompts(1, 4)
     rng = np.random.default_rng(0)
     pool = Pool(prompts, {p.id: rng.integers(0, 9, (20, 2, L)).astype(np.int16) for p in prompts})
     labels = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import ranking
 from ..loaders import load_generator, load_tokenizer, trusted_evaluator
-from ..prompts import take, training_prompts
+from ..prompts import training_prompts
 from ..run import Run
 from ..search import Pool, decode_pool
 from .sources import Source, base, decode_options, weights_digest, without
@@ -29,9 +29,7 @@ def ranking_data(run: Run, source: Source | None = None) -> Ranking:
     """Training prompts, decoded by a generator (the base) and labelled."""
     source = source or base(run)
     suite = TRAINING_SUITE + run.seed
-    prompts = take(
-        training_prompts(suite, run.params["n_train_prompts_per_task"]), run.params["n_train_prompts_per_task"]
-    )
+    prompts = training_prompts(suite, run.params["n_train_prompts_per_task"])
     K, n_neighbours = run.params["n_train_candidates"], run.params["n_neighbours"]
     identity = {"suite": suite, "n_candidates": K, **source.made_by}
     name = "train" if source.folder is None else f"train-{source.name}"
