@@ -110,5 +110,5 @@ def made_by(generator: str, verifier: str) -> str:
 
 
 def verdict(low: float, high: float) -> str:
-    """What a difference's interval says of the paper's ordering."""
-    return "reproduces" if low > 0 else "does not reproduce" if high < 0 else "undecided"
+    """What a difference's interval says of an ordering, the paper's or our own."""
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
