@@ -1,7 +1,7 @@
 # Needs Python 3.11 or later and nothing else; everything goes into .venv.
 #   make reproduce            the notebooks, more than an hour on 2 cores
 #   make reproduce EFFORT=smoke
-#   make test                 lint and tests
+#   make test                 lint and tests, on up to four cores
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
@@ -25,7 +25,7 @@ reproduce: $(STAMP)
 	$(BIN)/cotlib results --scale $(SCALE) --effort $(EFFORT)
 
 test: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 kill-test: $(STAMP)
 	KILLS=$(KILLS) CHAIN=$(CHAIN) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py

@@ -472,7 +472,8 @@ TEMPLATE = """{%- extends 'lab/index.html.j2' -%}
 
 
 def to_html(executed: Path) -> str:
-    """One self-contained page: pictures inline, nothing fetched, links between notebooks led to executed pages.
+    """One self-contained page: pictures inline, formulas as MathML, nothing fetched, links between notebooks led to
+    executed pages.
 
     Widgets need a kernel, so they are left out; every one of them stands beside a static figure.
     """
@@ -482,7 +483,10 @@ def to_html(executed: Path) -> str:
     notebook = copy.deepcopy(nbformat.read(executed, as_version=4))
     notebook.metadata.pop("widgets", None)
     notebook.metadata["title"] = _title(notebook)
+    formulas: list[str] = []
     for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _take_formulas(cell.source, formulas)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
             for output in cell.outputs:
@@ -490,7 +494,27 @@ def to_html(executed: Path) -> str:
                     output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
     exporter = HTMLExporter(raw_template=TEMPLATE, embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(executed.parent)}})
+    for i, formula in enumerate(formulas):
+        body = body.replace(PLACE.format(i), formula)
     return re.sub(r'href="([\w-]+)\.ipynb([#"])', r'href="../\1/executed.html\2', body)
+
+
+FORMULA = re.compile(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$\n]+)\$", re.DOTALL)
+PLACE = "\ue000{}\ue001"  # of a formula while nbconvert makes the page, as it would tear MathML apart
+
+
+def _take_formulas(markdown: str, formulas: list[str]) -> str:
+    """Markdown with places for its formulas, which are appended to `formulas` as MathML; code spans stay."""
+    from latex2mathml.converter import convert
+
+    def place(found: re.Match[str]) -> str:
+        if found["code"]:
+            return found["code"]
+        block = found["block"]
+        formulas.append(convert(block or found["inline"], display="block" if block else "inline"))
+        return PLACE.format(len(formulas) - 1)
+
+    return FORMULA.sub(place, markdown)
 
 
 def _title(notebook: Any) -> str:

@@ -287,6 +287,17 @@ class TestPage:
         assert FETCHED.findall(html) == []
         assert html.count('src="data:image/png;base64') == 2 and "<title>A title</title>" in html
 
+    def test_formulas_are_drawn_by_the_browser_alone(self, tmp_path):
+        html = page(
+            tmp_path, nbformat.v4.new_markdown_cell("the loss $\\beta x_i$, `$HOME`, \\$5 and\n\n$$L =\n\\sum_i x_i$$")
+        )
+        assert (
+            html.count("<math") == 2
+            and 'display="block"' in html
+            and "<mi>&#x003B2;</mi><msub><mi>x</mi><mi>i</mi></msub>" in html
+        )
+        assert "<code>$HOME</code>" in html and "$5" in html and "$\\beta" not in html and "$$" not in html
+
     def test_the_check_above_would_notice_the_page_of_plain_nbconvert(self, tmp_path):
         from nbconvert import HTMLExporter
 
