@@ -1,5 +1,5 @@
 # Needs Python 3.11 or later and nothing else; everything goes into .venv.
-#   make reproduce            the notebooks, more than an hour on 2 cores
+#   make reproduce            the notebooks, hours where bfloat16 is emulated (see cotlib doctor)
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests, on up to four cores
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours

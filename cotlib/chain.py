@@ -230,13 +230,18 @@ def order(names: Iterable[str]) -> list[str]:
 def plan(
     names: Iterable[str], *, scale: str, effort: str, seed: int, parameters: Mapping[str, Any], force: bool
 ) -> list[Task]:
-    """The tasks in order, all checked. `parameters` and `force` concern the named notebooks, not what they read."""
+    """The tasks in order, all checked. `force` concerns the named notebooks; `parameters` concern them and, of what
+    they read, the notebooks that take them. Without names each gets what it takes, and some notebook must take each.
+    """
     names = list(names)
     dials = {"scale": scale, "effort": effort, "seed": seed}
+    ordered = order(names)
+    taken = {name: {key: v for key, v in parameters.items() if key in NOTEBOOKS[name].overrides} for name in ordered}
+    strays = [key for key in parameters if not any(key in of for of in taken.values())]
     tasks = []
-    for name in order(names):
+    for name in ordered:
         is_named = not names or name in names
-        injected = {**dials, **(parameters if is_named else {})}
+        injected = {**dials, **(parameters if name in names or strays else taken[name])}
         settings = _settings(name, injected)
         folder = provenance.outputs_of(scale, effort) / name
         tasks.append(Task(settings, injected, folder, force and is_named))
@@ -312,7 +317,8 @@ def _bring_up_to_date(task: Task, title: str, say: Say) -> str:
     if not task.force and is_current(task.folder, key):
         say(f"{title}: kept (key {key})")
         return "kept"
-    before = cost_of(task.folder)
+    before, last = cost_of(task.folder), provenance.peek(task.folder)
+    spent = last.get("spent", last["seconds"]) if last else 0.0
     say(f"{title}: running ..." + (f" (last time {before})" if before else ""))
     earlier.set_aside(task.folder)
     if task.force:
@@ -322,7 +328,7 @@ def _bring_up_to_date(task: Task, title: str, say: Say) -> str:
         _execute(task)
         seconds = time.time() - started
         _confirm(task, key, started)
-        _publish(task, seconds)
+        _publish(task, seconds, spent)
     except BaseException as error:  # Ctrl-C too
         earlier.put_back(
             task.folder, f"{type(error).__name__}: {error}" if str(error) else "the re-run was interrupted"
@@ -407,8 +413,11 @@ def _confirm(task: Task, key: str, started: float) -> None:
         raise errors.ForeignError(_failure(task, why))
 
 
-def _publish(task: Task, seconds: float) -> None:
-    """Executed notebook and HTML under their final names, the true cost, then the manifest once more, last."""
+def _publish(task: Task, seconds: float, spent: float) -> None:
+    """Executed notebook and HTML under their final names, the true cost, then the manifest once more, last.
+
+    `spent` s were taken by the runs before: what they left ready costs this one nothing, so the manifest has the sum.
+    """
     notebook, html = (task.folder / name for name in EXECUTED)
     store.atomic_write(html, to_html(task.folder / RUNNING))
     os.replace(task.folder / RUNNING, notebook)
@@ -421,7 +430,8 @@ def _publish(task: Task, seconds: float) -> None:
             entry["value"] = round(seconds, 3)  # with kernel start and imports, which the notebook cannot see
     store.write_json(task.folder / METRICS, metrics)
     files = {name: provenance.file_entry(task.folder / name) for name in (*manifest["files"], *EXECUTED)}
-    provenance.write_manifest(task.folder, {**manifest, "seconds": round(seconds, 3), "files": files})
+    times = {"seconds": round(seconds, 3), "spent": round(spent + seconds, 3)}
+    provenance.write_manifest(task.folder, {**manifest, **times, "files": files})
 
 
 def _search_path() -> str:

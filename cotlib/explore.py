@@ -143,7 +143,8 @@ def bench_of(run: Run) -> Bench:
     """The models of a run's scale, and those that its notebooks have trained so far."""
     found, unreadable = trained_models(run.models)
     judges = {name: folder for name, folder in found.items() if name in VERIFIERS}
-    aligned = {name: folder for name, folder in found.items() if name not in (*VERIFIERS, "parm++")}
+    others = (*VERIFIERS, "parm++")
+    aligned = {n: folder for n, folder in found.items() if n not in others and not n.endswith(models.VARIANT)}
     scores = {
         name: partial(_score, run.scale, name, judges.get(v.judge))
         for name, v in VERIFIERS.items()

@@ -52,8 +52,9 @@ def block(folder: Path) -> str:
             *_table(measured),
             "",
             f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; "
-            f"{published.cost(manifest)}. All numbers: `cotlib results --published`; all tables and "
-            f"figures: [`{address}`]({address}).{_lacking(manifest)}",
+            f"{published.cost(manifest)}, work that was found ready not counted. All numbers: "
+            f"`cotlib results --published`; tables and figures of the report: [`{address}`]({address})."
+            f"{_lacking(manifest)}",
             "",
             *_orderings(measured),
             "",

@@ -17,6 +17,7 @@ from .provenance import file_entry
 from .store import digest, quarantine, read_json, write_json
 
 MANIFEST = "model.json"
+VARIANT = "-variant"  # ends the name of a model that was made with other options than its name stands for
 
 
 def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:

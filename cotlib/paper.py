@@ -52,7 +52,7 @@ OTHER_GENERATORS = {  # quoted by Table 3; Chameleon reports overall only
 PUBLISHED = {**TABLE_1, **TABLE_2, **TABLE_3, **TABLE_5}
 ROW_NAMES = {
     ("base", "none"): "Baseline",
-    ("base", "random"): "Random of 20",
+    ("base", "random"): "Random choice",
     ("base", "orm-zero-shot"): "ORM, zero-shot",
     ("base", "orm"): "ORM, fine-tuned",
     ("base", "prm-zero-shot"): "PRM, zero-shot",

@@ -121,7 +121,7 @@ def _manifest(manifests: Mapping[str, Mapping[str, Any]], files: Mapping[str, An
         "parameters": {name: m["parameters"]["passed"] for name, m in manifests.items()},
         "keys": {name: m["key"] for name, m in manifests.items()},
         "commits": sorted({f"{m['git']['commit']}{'+dirty' if m['git']['dirty'] else ''}" for m in manifests.values()}),
-        "seconds": {name: m["seconds"] for name, m in manifests.items()},
+        "seconds": {name: m.get("spent", m["seconds"]) for name, m in manifests.items()},  # of all its runs
         "machines": sorted({_machine(m["machine"]) for m in manifests.values()}),
         "files": dict(files),
     }

@@ -6,8 +6,8 @@ they go through PARM again; at most three times. None of this was released; the 
 `judge.reflection_question`, and reasons are the evaluator's own in words ("expected 2 dogs, found 3"), where the paper
 has GPT-4o write them.
 
-Of the pictures of all rounds the one with the highest P(yes) of the outcome question is kept, `keep="best"`. The paper
-does not say which; `keep="last"` takes the last one.
+A new picture is kept if it is called right or has a higher P(yes) of the outcome question, `keep="best"`. The paper
+does not say which is kept; `keep="last"` takes the last one.
 """
 
 from __future__ import annotations

@@ -205,6 +205,18 @@ class TestRefusals:
             chain.run_chain(["01_baseline"], parameters=parameters, **SMOKE)
         assert executed == []
 
+    def test_what_a_notebook_reads_gets_the_parameters_it_takes(self):
+        def given(*names, **parameters):
+            tasks = chain.plan(names, **SMOKE, seed=0, parameters=parameters, force=True)
+            return {task.settings.notebook: task.settings.params for task in tasks}
+
+        named = given("02_outcome_verifier", n_candidates=3, tune_epochs=2)
+        assert {p["n_candidates"] for p in named.values()} == {3} and named["02_outcome_verifier"]["tune_epochs"] == 2
+        everything = given(n_candidates=3)
+        assert {p["n_candidates"] for name, p in everything.items() if name[:2] in ("01", "05", "07")} == {3}
+        with pytest.raises(ValueError, match="declares no parameter 'tune_epoch'"):
+            given(tune_epoch=2)
+
     @pytest.mark.parametrize(
         ("fixture", "said"),
         [

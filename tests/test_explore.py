@@ -169,7 +169,7 @@ def test_what_is_not_trained_yet_is_named_with_the_command_that_makes_it(run):
 
 
 def test_trained_models_are_offered_the_newest_of_each_name(run):
-    for age, folder in enumerate(("dpo-b", "dpo-a", "parm-a", "parm++-a")):
+    for age, folder in enumerate(("dpo-b", "dpo-a", "dpo-variant-c", "parm-a", "parm++-a")):
         manifest = run.models / folder / "model.json"
         store.write_json(manifest, {"name": folder.removesuffix(folder[-2:]), "files": {}})
         os.utime(manifest, (1e9 + age, 1e9 + age))

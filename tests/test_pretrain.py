@@ -116,3 +116,4 @@ def test_damage_is_as_strong_as_it_says():
     images = checks.pictures(SCENES[:40])
     assert psnr(images, checks.damaged(images, 26.0)) == pytest.approx(26, abs=0.4)
     assert psnr(images, checks.damaged(images, 32.0)) == pytest.approx(32, abs=0.4)
+    assert (checks.damaged(images)[3] == checks.damaged(images[3:4])[0]).all()  # whatever stands beside it

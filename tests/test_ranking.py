@@ -1,13 +1,14 @@
 """Ranking data: prompts one clause away, labels, roll-outs, examples; and the verifiers that learn from them."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from test_decode import ToyGenerator
 
-from cotlib import ranking, verifiers
+from cotlib import load, ranking, stages, verifiers
 from cotlib.decode import DecodeOptions
 from cotlib.geneval import Verdict
 from cotlib.judge import outcome_question, process_question
@@ -211,3 +212,16 @@ def test_a_pool_s_paths_survive_the_ledger(pool, tmp_path):
     again = decode_pool(ToyGenerator(), PROMPTS, 3, 0, OPTIONS, Ledger(tmp_path / "pool.jsonl", "k"))
     assert all(np.array_equal(pool.paths[p.id], again.paths[p.id]) for p in PROMPTS)
     assert torch.equal(pool.codes[PROMPTS[0].id], again.codes[PROMPTS[0].id])
+
+
+def test_what_was_completed_for_some_training_prompts_serves_when_there_are_more(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path))
+    monkeypatch.setattr(ranking, "roll_out", lambda *args: args[5].key)
+    for name in ("load_generator", "load_tokenizer", "trusted_evaluator"):
+        monkeypatch.setattr(stages.data, name, lambda *_: SimpleNamespace(decode=None))
+    run = load("03_process_verifier", scale="pocket", effort="smoke", seed=0)
+    few, more, others = (
+        stages.rolled_out(run, stages.data.Ranking(None, {}, {"suite": suite, "prompts": n}))
+        for suite, n in ((1000, 15), (1000, 30), (1001, 15))
+    )
+    assert few == more != others

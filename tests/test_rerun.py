@@ -119,6 +119,13 @@ def test_a_change_runs_again_exactly_what_depends_on_it(project, name):
 
 
 class TestFinishedWork:
+    def test_the_time_of_the_runs_before_is_not_forgotten(self, project):
+        before = provenance.read_manifest(outputs(project))["spent"]
+        code("01_baseline")(project)
+        chain.run_chain(**SMOKE)
+        after = provenance.read_manifest(outputs(project))
+        assert before > 0 and after["spent"] == pytest.approx(before + after["seconds"], abs=1e-3)
+
     def test_a_finished_chain_asks_the_generator_for_nothing(self, project):
         assert len(calls(project)) == len(set(calls(project))) == 18
         assert chain.run_chain(**SMOKE) == dict.fromkeys(ALL, "kept")

@@ -31,7 +31,8 @@ def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
         assert set(absent.overall.str[0]) <= {"–"} and set(rows.notebook) - set(absent.notebook) <= set(CHAIN)
     assert len(rows) > len(absent) > 0 or set(rows.notebook) <= set(CHAIN)
     assert {
-        f"geneval/base/{v}/overall" for v in ("none", "orm-zero-shot", "orm", "prm-zero-shot", "prm", "oracle")
+        f"geneval/base/{v}/overall{at}"
+        for v, at in (("none", ""), *((v, "@4") for v in ("orm-zero-shot", "orm", "prm-zero-shot", "prm", "oracle")))
     } <= names
     assert {"geneval/dpo/none/overall", "geneval/it-dpo/none/overall", "diversity/it-dpo/distinct"} <= names
     assert {"ordering/orm > prm", "judge/prm/auc@step-1", "compute/prm/judge-calls"} <= names

@@ -6,6 +6,7 @@ evaluator's verdict is compared with what GenEval's rules say of the scene itsel
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -144,11 +145,15 @@ def agreement(cases: Sequence[Case], said: Sequence[Verdict]) -> dict[str, float
 
 
 def damaged(images: np.ndarray, psnr_db: float = 26.0, seed: int = 0) -> np.ndarray:
-    """Blur and noise, scaled so that every picture stands exactly `psnr_db` from its original (before rounding)."""
-    rng = np.random.default_rng(seed)
+    """Blur and noise, scaled so that every picture stands exactly `psnr_db` from its original (before rounding).
+
+    What happens to a picture depends on it alone, so that one that was misjudged can be shown as it was judged.
+    """
+    seeds = ([seed, zlib.crc32(image.tobytes())] for image in images)
+    noise = np.stack([np.random.default_rng(s).standard_normal(images.shape[1:], np.float32) for s in seeds])
     sharp = images.astype(np.float32)
     soft = sum(np.roll(sharp, shift, (1, 2)) for shift in ((0, 0), (1, 0), (0, 1), (1, 1))) / 4
-    error = soft - sharp + 12 * rng.standard_normal(sharp.shape, np.float32)
+    error = soft - sharp + 12 * noise
     wanted = 255 * 10 ** (-psnr_db / 20)
     scale = wanted / np.sqrt(np.square(error).mean((1, 2, 3), keepdims=True))
     return (sharp + scale * error + 0.5).clip(0, 255).astype(np.uint8)

@@ -13,6 +13,7 @@ from ..run import Run
 from ..search import Pool, decode_pool
 from .sources import Source, base, decode_options, weights_digest, without
 
+NOT_OF_A_PATH = ("n_neighbours", "prompts")  # what a completed path does not depend on: a ledger may grow
 TRAINING_SUITE = 1000  # GenEval's generator at this seed plus the run's gives the training prompts
 
 
@@ -63,7 +64,7 @@ def rolled_out(run: Run, data: Ranking) -> dict[str, list[dict]]:
         decode_options(run),
         load_tokenizer(run.scale).decode,
         trusted_evaluator(run.scale),
-        run.ledger("train-roll-outs", n_rolled_out=n_paths, n_steps=n_steps, **without(data.identity, "n_neighbours")),
+        run.ledger("train-roll-outs", n_rolled_out=n_paths, n_steps=n_steps, **without(data.identity, *NOT_OF_A_PATH)),
         run.seed,
         n_paths,
         n_steps,

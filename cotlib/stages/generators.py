@@ -98,10 +98,10 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
     """A generator aligned by its recipe, trained once: by DPO on what its start gets right and wrong.
 
     A guided one sees the same pairs as without its guide. `changes` to the options, such as
-    mask_sharing="independent", guidance="detached" or seed=1, make another model.
+    mask_sharing="independent", guidance="detached" or seed=1, make another model, named a variant.
     Raises as `recipe`, and ValueError where no prompt has both right and wrong pictures.
     """
-    how = recipe(name)
+    how, label = recipe(name), name + models.VARIANT if changes else name
     if how.guide is not None:
         changes = {"guidance": "policy-gradient", "guidance_weight": GUIDANCE_WEIGHT, **changes}
     before = source(run, how.start)
@@ -132,7 +132,7 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
             "rewards": made.rewards,
         }
 
-    folder = models.trained(run.models, name, what, train)
+    folder = models.trained(run.models, label, what, train)
     made = models.notes(folder)
     rewards = made.get("rewards", [])  # models of earlier versions have none
     return AlignedGenerator(folder, made["log"], made["pair_accuracy"], made["pairs"], made["seconds"], rewards)

@@ -19,7 +19,7 @@ from ..run import Run
 from ..search import Score
 from ..tuning import TuneOptions, fine_tune
 from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of
-from .data import ranking_data, rolled_out
+from .data import NOT_OF_A_PATH, ranking_data, rolled_out
 from .sources import weights_digest, without
 
 
@@ -52,7 +52,7 @@ PARM_PATHS, PARM_STEPS = 4, 2  # of each training prompt: paths, and steps of ea
 def settled(run: Run) -> dict[str, list[int]]:
     """The step from which the evaluator's verdict on some training paths stands (see `parm_data.settle`)."""
     data = ranking_data(run)
-    ledger = run.ledger("train-settled", n_paths=PARM_PATHS, **without(data.identity, "n_neighbours"))
+    ledger = run.ledger("train-settled", n_paths=PARM_PATHS, **without(data.identity, *NOT_OF_A_PATH))
     paint, evaluator = load_tokenizer(run.scale).decode, trusted_evaluator(run.scale)
     return parm_data.settle(data.pool, paint, evaluator, ledger, PARM_PATHS)
 

@@ -163,7 +163,7 @@ def answers(
         for score, right in zip(of_pool[p.id], judged[p.id], strict=False)  # fewer scores: the first candidates'
         if score is not None
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["prompt", "task", "p_yes", "correct"])
 
 
 def auc_by_task(answered: pd.DataFrame, seed: int) -> dict[str, Estimate]:
