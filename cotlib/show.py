@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from . import paper
 from .compare import compare as compare
@@ -465,8 +465,8 @@ def reflection_curves(rounds: pd.DataFrame) -> Figure:
         error = (of.overall - of.low, of.high - of.overall)
         ax.errorbar(of.token_steps, of.overall, error, color=color, marker=marker, ms=4, lw=1, label=f"from N = {n}")
     ax.set(xlabel="token-steps, in candidates decoded to their end", ylabel="GenEval overall", xscale="log")
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(ScalarFormatter())
+    ticks = FixedLocator([1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 40, 60, 80])
+    ax.xaxis.set(major_locator=ticks, major_formatter=ScalarFormatter(), minor_locator=NullLocator())
     ax.legend(fontsize=7)
     fig.tight_layout()
     return fig
