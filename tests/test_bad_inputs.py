@@ -186,7 +186,7 @@ COMMANDS = [
     ("run 01_baseline --set n_candidates=[1]", 2, "must be a number, text"),
     ("run 01_baseline --set n_candidates=-5", 2, "must lie in 1..1000, got -5"),
     ("run 01_baseline --set guidance=2", 2, "declares no parameter 'guidance'"),
-    ("run --set n_candidates=8", 2, "08_report declares no parameter 'n_candidates'"),
+    ("run --set n_candidats=8", 2, "declares no parameter 'n_candidats'; did you mean 'n_candidates'"),
     ("run --effort smoke --seed 4", 3, "seed: 0 there, 4 here"),
     ("run --list --effort fast", 2, "unknown effort 'fast'"),
     ("status --effort fast", 2, "known: smoke, quick, full"),

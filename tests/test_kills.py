@@ -29,7 +29,7 @@ FORKS.set_forkserver_preload(["cotlib.chain", "papermill", "nbconvert", "zmq", "
 def essence(path: Path):
     """What of a finished file must be the same in every run: all of it but times, and what is made of times."""
     if path.name == "run.json":
-        timed = ("started", "seconds", "machine", "sha256", "notes")
+        timed = ("started", "seconds", "spent", "machine", "sha256", "notes")
         content = {name: value for name, value in store.read_json(path).items() if name not in timed}
         return {**content, "files": sorted(content["files"])}
     if path.name in ("metrics.json", "results.json"):
