@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cotlib import models, paper, show, stages
+from cotlib import load, models, paper, show, stages
 from cotlib.config import EFFORTS, SCALES
 from cotlib.errors import ForeignError
 from cotlib.prompts import TASKS, geneval_prompts, take, training_prompts
@@ -186,3 +186,17 @@ def test_how_far_weights_lie_apart(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(ForeignError, match="expected the same layout"):
         models.weights_change(tmp_path / "a", tmp_path / "c")
+
+
+def test_other_options_than_a_name_stands_for_make_a_variant(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path))
+    made = []
+    monkeypatch.setattr(generators, "ranking_data", lambda *_: SimpleNamespace(pool=None, labels={}))
+    monkeypatch.setattr(generators, "preference_pairs", lambda *_: [])
+    monkeypatch.setattr(generators.models, "trained", lambda folder, name, what, train: made.append(name) or tmp_path)
+    notes = {"log": [], "pair_accuracy": None, "pairs": {}, "seconds": 0.0}
+    monkeypatch.setattr(generators.models, "notes", lambda folder: notes)
+    run = load("04_preference_alignment", scale="pocket", effort="smoke", seed=0)
+    for changes in ({}, {"mask_sharing": "independent"}, {"seed": 1}):
+        generators.aligned(run, "dpo", **changes)
+    assert made == ["dpo", "dpo-variant", "dpo-variant"]
