@@ -1,5 +1,5 @@
 # Needs Python 3.11 or later and nothing else; everything goes into .venv.
-#   make reproduce            the notebooks, hours where bfloat16 is emulated (see cotlib doctor)
+#   make reproduce            the notebooks, minutes to hours; cotlib doctor estimates it
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests, on up to four cores
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours

@@ -97,7 +97,7 @@ def _orderings(measured: Mapping[str, Mapping[str, Any]]) -> list[str]:
             between = f"{m['value']:+.2f} ({m['low']:.2f} to {m['high']:.2f})"
             rows.append(f"| `{name.removeprefix('ordering/')}` | {between} | {verdict} |")
             verdicts[verdict] += 1
-    counted = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in ("holds", "undecided", "fails"))
+    counted = ", ".join(f"{verdict} {verdicts[verdict]}" for verdict in paper.VERDICTS)
     return [
         f"<details><summary>{len(rows)} orderings by paired differences: {counted}</summary>",
         "",

@@ -109,6 +109,9 @@ def made_by(generator: str, verifier: str) -> str:
     return "04_preference_alignment" if (generator, verifier) in TABLE_1 else "06_integration"
 
 
+VERDICTS = ("holds", "undecided", "fails")
+
+
 def verdict(low: float, high: float) -> str:
     """What a difference's interval says of an ordering, the paper's or our own."""
-    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+    return VERDICTS[0 if low > 0 else 2 if high < 0 else 1]
