@@ -104,7 +104,7 @@ EFFORTS = {
     "full": Effort(
         "full",
         n_prompts_per_task=None,
-        n_images=4,
+        n_images=3,
         n_candidates=20,
         n_train_prompts_per_task=300,
         n_train_candidates=12,

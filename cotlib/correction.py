@@ -196,11 +196,13 @@ class Corrections:
             texts.append("" if float(draws.dropout) < CAPTION_DROPOUT else text)
             masks.append(draws.masked)
             previous.append([-1] * len(row["rejected_codes"]) if is_plain else row["rejected_codes"])
-        codes, masked = torch.tensor([row["chosen_codes"] for row in rows]), torch.cat(masks)
-        inputs = self.model.correction(self.model.text_ids(texts), codes, masked, torch.tensor(previous))
+        where = self.model.device
+        codes, masked = torch.tensor([row["chosen_codes"] for row in rows], device=where), torch.cat(masks).to(where)
+        before = torch.tensor(previous, device=where)
+        inputs = self.model.correction(self.model.text_ids(texts), codes, masked, before)
         labels = (codes + self.model.config.image_offset).masked_fill(~masked, -100)
-        before = inputs["input_ids"].shape[1] - labels.shape[1] - 1
-        return {**inputs, "shift_labels": nn.functional.pad(labels, (before, 1), value=-100)}
+        n_before = inputs["input_ids"].shape[1] - labels.shape[1] - 1
+        return {**inputs, "shift_labels": nn.functional.pad(labels, (n_before, 1), value=-100)}
 
 
 def learn_to_correct(

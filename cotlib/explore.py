@@ -24,7 +24,7 @@ from .config import Scale
 from .decode import DecodeOptions, Generator, Step, branch, decode, given, nothing_known, read_prompts
 from .errors import CotlibError
 from .geneval import Evaluator
-from .loaders import device, load_generator, load_judge, load_tokenizer
+from .loaders import load_generator, load_judge, load_tokenizer
 from .precision import best_precision
 from .prompts import Prompt, geneval_prompts
 from .run import Run
@@ -166,7 +166,7 @@ def bench_of(run: Run) -> Bench:
         scores,
         partial(_paint, run.scale),
         run.scale.n_tokens,
-        best_precision("cpu" if run.scale.offline else device()),
+        best_precision(),
         {**missing, **unreadable},
     )
 

@@ -326,7 +326,7 @@ class Judge:
 
     def _next_word(self, images: np.ndarray, asked: list[list[Question]]) -> torch.Tensor:
         """Logits of the first word of the answer to one question per picture, float32 [B, V]. CotlibError for NaN."""
-        with autocast("cpu") if self.model.device.type == "cpu" else nullcontext():
+        with autocast(self.model.device.type) if self.model.dtype == torch.float32 else nullcontext():
             logits = self.read(self.batch(images, asked), 1)[0][:, 0].cpu()
         if not logits.isfinite().all():
             raise CotlibError("the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16")

@@ -39,7 +39,7 @@ def weights_folder(scale: Scale, part: str) -> Path:
 
 
 def device() -> str:
-    """Where models of photographs run; pocket models are too small to gain from a GPU."""
+    """Where models run: the GPU where there is one; CUDA_VISIBLE_DEVICES= in front of a command hides it."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,7 +48,7 @@ def device() -> str:
 def _hub_model(cls: type, folder: Path):
     try:
         with contextlib.redirect_stdout(None):  # where it announces that a folder is a folder
-            return cls.from_pretrained(folder).float().eval()
+            return cls.from_pretrained(folder).float().eval().to(device())
     except Exception as error:
         raise CorruptError(f"cannot load {folder}: {error}; restore it with: git checkout {folder}") from error
 
@@ -76,9 +76,9 @@ def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
     folder = folder or weights_folder(scale, "generator")
     generator = Showo.from_pretrained(folder, words)
     _check_same_codes(scale, generator, folder)
-    if scale.offline:
+    if scale.offline and device() == "cpu":
         generator.showo.set_attn_implementation("eager")  # so few tokens: its backward pass is faster than the fused
-    return generator if scale.offline else generator.to(device())
+    return generator.to(device())
 
 
 @lru_cache
@@ -203,9 +203,10 @@ def _judge(scale: Scale, folder: Path) -> Judge:
 
     from .judge import Judge
 
-    where = "cpu" if scale.offline else device()
+    where = device()
+    is_large = where == "cuda" and not scale.offline
     with _silent() if scale.offline else contextlib.nullcontext():
-        judge = Judge.from_pretrained(folder, torch.bfloat16 if where == "cuda" else torch.float32, where)
+        judge = Judge.from_pretrained(folder, torch.bfloat16 if is_large else torch.float32, where)
     if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
         judge.model.set_attn_implementation("eager")
     return judge

@@ -26,8 +26,9 @@ def best_dtype(device: str = "cpu") -> torch.dtype:
     return torch.bfloat16 if has_bf16(device) else torch.float32
 
 
-def best_precision(device: str = "cpu") -> str:
-    """The same, as `decode.DecodeOptions` names it."""
+def best_precision(device: str | None = None) -> str:
+    """The same, as `decode.DecodeOptions` names it; by default of where models run, the GPU if there is one."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return "bf16" if has_bf16(device) else "fp32"
 
 

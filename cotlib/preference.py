@@ -201,7 +201,7 @@ class Guide:
         seeds = [sample_seed(o.seed, p.id, step * G + i % G, "guidance") for i, p in enumerate(asked)]
         texts = [p.text for p in asked]
         with torch.no_grad():
-            codes = final(decode(self.model, texts, seeds, self.decoding)).codes.clone()
+            codes = final(decode(self.model, texts, seeds, self.decoding)).codes.clone().to(self.model.device)
             reward = torch.tensor([p or 0.0 for p in self.score(self.paint(codes), asked)], device=self.model.device)
         self.rewards.append(float(reward.mean()))
         if o.guidance == "detached":
@@ -342,6 +342,7 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         save_total_limit=1,
         report_to=[],
         use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=False,  # the collator's tensors lie on the device already
         disable_tqdm=True,
         seed=options.seed,
     )

@@ -61,6 +61,7 @@ class Run:
     _metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     _files: list[str] = field(default_factory=list)
     _ledgers: list[store.Ledger] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict, repr=False)  # by `stages`: what several of them need, once
     _began: bool = False
 
     @property

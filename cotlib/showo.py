@@ -149,10 +149,11 @@ class Showo(nn.Module):
         Raises ValueError for a word outside the vocabulary (naming the nearest known ones), for the text of a special
         token, and for a text too long, unless the configuration says that it is truncated, which gives a warning.
         """
-        rows = [self._text_row(text) for text in texts]
+        rows = [self.text_row(text) for text in texts]
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
-    def _text_row(self, text: str) -> list[int]:
+    def text_row(self, text: str) -> list[int]:
+        """One row of `text_ids`, which raises likewise."""
         config, sot = self.config, self.tokenizer.eos_token_id  # sot = eot = <|endoftext|>, as in phi
         if found := [token for token in self.reserved if token in text]:
             raise ValueError(f"prompt {text!r} contains {found[0]!r}, which is no text but a special token: remove it")

@@ -119,6 +119,7 @@ def supervise(
         save_strategy="no",
         report_to=[],
         use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=False,  # the collator's tensors lie on the device already
         disable_tqdm=True,
         seed=options.seed,
         dataloader_drop_last=len(data) >= options.batch_size,

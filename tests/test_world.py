@@ -1,5 +1,7 @@
 """The pocket world draws what it says it draws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -53,8 +55,8 @@ def test_objects_never_overlap():
 
 
 def test_caption_noise_is_what_the_mixture_says():
-    noisy = world.Mixture(0, 0, 0, 0, 0, 1, 0, noise_binding=0.5)
-    clean = world.Mixture(0, 0, 0, 0, 0, 1, 0, noise_binding=0.0)
+    truthful = dataclasses.replace(world.CLEAN, single=0, two=0, counting=0, colors=0, position=0, company=0)
+    noisy, clean = dataclasses.replace(truthful, noise_binding=0.5), truthful
 
     def honest(spec: world.Mixture, seed: int) -> bool:
         scene = world.sample_scene(spec, seed)
@@ -62,6 +64,18 @@ def test_caption_noise_is_what_the_mixture_says():
 
     assert all(honest(clean, seed) for seed in range(100))
     assert 0.35 < np.mean([honest(noisy, seed) for seed in range(400)]) < 0.65
+
+
+def test_what_the_caption_tells_may_be_absent_or_plain():
+    pairs = dataclasses.replace(world.CLEAN, single=0, two=0, counting=0, colors=0, position=0, company=0)
+
+    def drawn(**noise: float) -> list[world.Scene]:
+        return [world.sample_scene(dataclasses.replace(pairs, **noise), seed) for seed in range(300)]
+
+    assert all(len(s.things) == 2 and all(t.color for t in s.things) for s in drawn())
+    assert 0.2 < np.mean([len(s.things) == 1 for s in drawn(noise_absent=0.3)]) < 0.4
+    assert 0.2 < np.mean([t.color is None for s in drawn(noise_plain=0.3) for t in s.things]) < 0.4
+    assert all(" and " in s.caption for s in drawn(noise_absent=1.0))  # it still tells of both
 
 
 def test_a_description_is_true_and_a_misdescription_false():

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..geneval import NATURAL, Detection, Verdict, evaluate
 from ..precision import autocast
 from ..prompts import CLASSES, COLORS, Prompt
+from .tokenizer import to_pixels
 
 PALETTE = (*COLORS, NATURAL)
 SIDES = (3, 4)  # cells a side of an object
@@ -63,9 +64,10 @@ class PocketDetector(nn.Module, PyTorchModelHubMixin):
     @torch.inference_mode()
     def votes(self, images: np.ndarray) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """uint8 [B, H, W, 3] -> colour log-probabilities [B, 11, 8, 8] and, per side, scores [B, 80, y, x]."""
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with autocast():
-            cls, color, place = (x.float() for x in self(pixels.contiguous(memory_format=torch.channels_last)))
+        where = next(self.parameters()).device
+        pixels = to_pixels(images, where).contiguous(memory_format=torch.channels_last)
+        with autocast(where.type):
+            cls, color, place = (x.float().cpu() for x in self(pixels))
         cls, place = cls.softmax(1)[:, :-1], place.softmax(1)
         scores = {}
         for side in SIDES:

@@ -98,7 +98,7 @@ class PocketTokenizer(nn.Module, PyTorchModelHubMixin):
                 f"tokenizer.encode: expected uint8 pictures [B, {self.image_size}, {self.image_size}, 3], "
                 f"got {images.dtype} {list(images.shape)}; resize or convert them first"
             )
-        return self.quantize(self.encoder(to_pixels(images).to(self.device))).flatten(1).cpu()
+        return self.quantize(self.encoder(to_pixels(images, self.device))).flatten(1).cpu()
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor, batch_size: int = 128) -> np.ndarray:
@@ -124,9 +124,9 @@ class PocketTokenizer(nn.Module, PyTorchModelHubMixin):
         return next(self.parameters()).device
 
 
-def to_pixels(images: np.ndarray) -> torch.Tensor:
+def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_images(pixels: torch.Tensor) -> np.ndarray:

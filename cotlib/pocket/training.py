@@ -81,9 +81,9 @@ class Loop:
             self.seconds, tick = self.seconds + now - tick, now
             self.steps, since = self.steps + 1, since + 1
             for name, value in metrics.items():
-                sums[name] += float(value.detach())
+                sums[name] = sums[name] + value.detach()
             if since == self.budget.log_every:
-                self._write({name: round(total / since, 4) for name, total in sums.items()})
+                self._write({name: round(float(total) / since, 4) for name, total in sums.items()})
                 sums.clear()
                 since = 0
             if now - saved > self.budget.checkpoint_every:

@@ -6,9 +6,10 @@ relations. An object alone in its natural colours is drawn large (4 x 4 cells), 
 tinted drawings at two sizes would double what there is to memorise.
 
 Captions are web-like on purpose. `Mixture` says how often each kind of scene occurs and how often its caption is
-wrong: relations and colour binding are rare and noisy, so a generator trained here fails where Show-o fails
-(Table 1, arXiv:2501.13926). Captions open with "a photo of" or "a picture of"; of single objects always the latter,
-because "a photo of a dog" is a prompt of the evaluation for each of the 80 classes.
+wrong: relations, numbers and colour binding are noisy, objects and colours are told of that the picture lacks, so a
+generator trained here, however long, fails where Show-o fails (Table 1, arXiv:2501.13926). Captions open with "a photo
+of" or "a picture of"; of single objects always the latter, because "a photo of a dog" is a prompt of the evaluation for
+each of the 80 classes.
 """
 
 from __future__ import annotations
@@ -91,9 +92,11 @@ class Mixture:
     attributes: float = 0.14
     company: float = 0.20  # two or three objects, most of them tinted: many facts a picture
     other_opening: float = 0.15  # "a picture of" instead of "a photo of", beside single objects
-    noise_relation: float = 0.45  # the relation in the caption is drawn at random
-    noise_binding: float = 0.30  # the two colours of a two-colour caption are exchanged
-    noise_count: float = 0.10  # the number in the caption is drawn at random
+    noise_relation: float = 0.50  # the relation in the caption is drawn at random
+    noise_binding: float = 0.30  # the caption exchanges the colours of its first two objects
+    noise_count: float = 0.40  # the number in the caption is drawn at random
+    noise_absent: float = 0.30  # one of several objects that the caption lists is not in the picture
+    noise_plain: float = 0.30  # an object whose colour the caption tells has its natural colours
 
     def kinds(self) -> dict[str, float]:
         kinds = [f.name for f in fields(self) if f.name != "other_opening" and not f.name.startswith("noise_")]
@@ -114,6 +117,8 @@ CLEAN = Mixture(
     noise_relation=0.0,
     noise_binding=0.0,
     noise_count=0.0,
+    noise_absent=0.0,
+    noise_plain=0.0,
 )
 EXAM = replace(  # for the judge: more of what is hard to see
     CLEAN, single=0.04, two=0.12, counting=0.27, colors=0.06, position=0.27, attributes=0.18, company=0.06
@@ -274,13 +279,32 @@ def _draw(kind: str, rng: np.random.Generator, spec: Mixture) -> tuple[list[tupl
         return things, f"{_noun(*things[0])} {said} {_noun(*things[1])}", relation
     if kind == "attributes":
         (a, b), (c, d) = _classes(rng, 2, colored=True), (COLORS[i] for i in rng.choice(10, 2, replace=False))
-        said = [(a, d), (b, c)] if rng.random() < spec.noise_binding else [(a, c), (b, d)]
-        return [(a, c), (b, d)], _listing(said), None
+        things = [(a, c), (b, d)]
+        said = _exchanged(things) if rng.random() < spec.noise_binding else things
+        return things, _listing(said), None
     if kind == "company":
         classes = _classes(rng, int(rng.integers(2, 4)), colored=True)
         things = [(c, _any(rng, COLORS) if rng.random() < 0.8 else None) for c in classes]
-        return things, _listing(things), None
+        said = _exchanged(things) if spec.noise_binding and rng.random() < spec.noise_binding else things
+        return things, _listing(said), None
     raise ValueError(f"unknown kind of scene {kind!r}; known: {', '.join(Mixture().kinds())}")
+
+
+def _exchanged(things: list[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+    (a, c), (b, d), *others = things
+    return [(a, d), (b, c), *others]
+
+
+def _lacking(
+    things: list[tuple[str, str | None]], rng: np.random.Generator, spec: Mixture
+) -> list[tuple[str, str | None]]:
+    """What is there of what a caption tells: now and then an object is not, or not in that colour."""
+    if spec.noise_plain:
+        things = [(cls, None if rng.random() < spec.noise_plain else color) for cls, color in things]
+    if spec.noise_absent and len({cls for cls, _ in things}) > 1 and rng.random() < spec.noise_absent:
+        absent = int(rng.integers(len(things)))
+        things = things[:absent] + things[absent + 1 :]
+    return things
 
 
 def _compose(
@@ -297,8 +321,9 @@ def sample_scene(spec: Mixture, seed: int) -> Scene:
     rng = np.random.default_rng(seed)
     kinds = spec.kinds()
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
-    drawn, said, relation = _draw(kind, rng, spec)
-    things, background = _compose(drawn, rng, relation)
+    told, said, relation = _draw(kind, rng, spec)
+    drawn = _lacking(told, rng, spec)
+    things, background = _compose(drawn, rng, relation if len(drawn) == len(told) else None)
     opening = OTHER_OPENING if kind == "single" or rng.random() < spec.other_opening else OPENING
     return Scene(render(things, background), f"{opening} {said}", things, background, kind)
 

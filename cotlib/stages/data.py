@@ -11,7 +11,7 @@ from ..loaders import load_generator, load_tokenizer, trusted_evaluator
 from ..prompts import training_prompts
 from ..run import Run
 from ..search import Pool, decode_pool
-from .sources import Source, base, decode_options, weights_digest, without
+from .sources import Source, base, decode_options, once, weights_digest, without
 
 NOT_OF_A_PATH = ("n_neighbours", "prompts")  # what a completed path does not depend on: a ledger may grow
 TRAINING_SUITE = 1000  # GenEval's generator at this seed plus the run's gives the training prompts
@@ -26,6 +26,7 @@ class Ranking:
     identity: Mapping[str, Any]  # what it depends on
 
 
+@once
 def ranking_data(run: Run, source: Source | None = None) -> Ranking:
     """Training prompts, decoded by a generator (the base) and labelled."""
     source = source or base(run)

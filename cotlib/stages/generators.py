@@ -27,7 +27,7 @@ from ..tuning import TuneOptions
 from ..verifiers import named
 from .data import ranking_data
 from .judges import verifier_score
-from .sources import Source, base, decode_options
+from .sources import Source, base, decode_options, once
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def preference_options(run: Run, **changes: Any) -> PreferenceOptions:
     return replace(options, **changes)
 
 
+@once
 def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
     """A generator aligned by its recipe, trained once: by DPO on what its start gets right and wrong.
 
@@ -162,6 +163,7 @@ class Corrected:
 CORRECTIONS_PER_TEXT = 4  # wrong pictures of each training prompt, and of each prompt one clause away, at most
 
 
+@once
 def correcting(run: Run) -> Corrected:
     """The generator of self-correction, trained once from the base's wrong pictures (see `correction.py`)."""
     data = ranking_data(run)

@@ -20,7 +20,7 @@ from ..search import Score
 from ..tuning import TuneOptions, fine_tune
 from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of
 from .data import NOT_OF_A_PATH, ranking_data, rolled_out
-from .sources import weights_digest, without
+from .sources import once, weights_digest, without
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Tuned:
     n_examples: int
 
 
+@once
 def outcome_judge(run: Run) -> Tuned:
     """The judge fine-tuned on finished pictures (ORM)."""
     data = ranking_data(run)
     return _tuned(run, "orm", ranking.outcome_examples(data.pool, data.labels, outcome_question), data.identity)
 
 
+@once
 def process_judge(run: Run) -> Tuned:
     """The judge fine-tuned on pictures of any step (PRM)."""
     data = ranking_data(run)
@@ -57,6 +59,7 @@ def settled(run: Run) -> dict[str, list[int]]:
     return parm_data.settle(data.pool, paint, evaluator, ledger, PARM_PATHS)
 
 
+@once
 def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
     """The judge fine-tuned on clarity, potential and finished pictures together (PARM).
 
@@ -83,6 +86,7 @@ def _in_turns(examples: Iterable[dict]) -> list[dict]:
     return [{**e, "questions": [[q] if isinstance(q, str) else list(q) for q in e["questions"]]} for e in examples]
 
 
+@once
 def reflecting_judge(run: Run) -> Tuned:
     """PARM's judge, further trained to say what is wrong (PARM++), on as many pictures as it learned PARM from.
 

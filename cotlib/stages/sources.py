@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from .. import hub, store
 from ..decode import DecodeOptions
-from ..loaders import device, weights_folder
+from ..loaders import weights_folder
 from ..precision import best_precision
 from ..run import Run
 
 ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where weights do not ship with the package
+
+
+def once(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Each run makes what this stage makes of its arguments once, and keeps it: reading it again would cost seconds."""
+
+    @wraps(stage)
+    def kept(run: Run, *args: Any, **changes: Any) -> Any:
+        what = f"{stage.__name__} {args} {sorted(changes.items())}"
+        if what not in run.made:
+            run.made[what] = stage(run, *args, **changes)
+        return run.made[what]
+
+    return kept
 
 
 def weights_digest(run: Run, *parts: str) -> dict[str, str | None]:
@@ -29,7 +43,7 @@ def decode_options(run: Run) -> DecodeOptions:
         steps=run.params["steps"],
         guidance=run.params["guidance"],
         temperature=run.params["temperature"],
-        precision=best_precision("cpu" if run.scale.offline else device()),
+        precision=best_precision(),
     )
 
 
