@@ -380,9 +380,18 @@ def _scale(name: str) -> Scale:
 @app.command()
 def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Images each decoder makes; the median ratio counts.")] = 3,
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Random weights of Show-o's size on a GPU: speed and memory.")
+    ] = False,
 ) -> None:
     """How many times faster decoding is than the plain loop of the official code, and PARM's search than the released
     one. Less than three minutes on an idle core."""
+    if full_size:
+        from cotlib.bench_gpu import report
+
+        for line in report():
+            print(line, flush=True)
+        return
     from cotlib.bench import compare, compare_parm
 
     compared = compare(rounds=rounds)

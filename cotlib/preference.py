@@ -261,10 +261,12 @@ def align(
     reference: Showo | None = None,
     guide: Guide | None = None,
     advance: Callable[[int], None] = lambda n: None,
+    checkpoints: bool = True,
 ) -> Aligned:
     """Train the generator in place on preference pairs; it is its own reference unless another is given.
 
-    A training that was killed goes on from its last checkpoint under `folder`, with the same batches and masks.
+    A training that was killed goes on from its last checkpoint under `folder`, with the same batches and masks;
+    without `checkpoints`, of 17 GB at full size, it would begin anew.
     torch's global random state is as before afterwards.
     Raises ValueError for no pairs, ForeignError for a reference or pairs of another vocabulary, CotlibError for a loss
     that is not finite.
@@ -280,7 +282,7 @@ def align(
             model=model.showo,
             # Before the trainer replaces the forward pass of the policy, which a later copy would share.
             ref_model=copy.deepcopy((reference or model).showo) if options.lora_rank is None else None,
-            args=_settings(model, options, n_steps, folder),
+            args=_settings(model, options, n_steps, folder, checkpoints),
             processing_class=model.tokenizer,
             data_collator=MaskedPairs(model, options),
             train_dataset=data,
@@ -320,7 +322,7 @@ def _check(model: Showo, pairs: Sequence[dict], reference: Showo | None) -> None
                 )
 
 
-def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Path) -> DPOConfig:
+def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Path, checkpoints: bool) -> DPOConfig:
     return DPOConfig(
         output_dir=str(folder),
         num_train_epochs=1,
@@ -337,7 +339,7 @@ def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Pa
         activation_checkpointing=False,
         logging_steps=max(1, n_steps // 25),
         logging_nan_inf_filter=False,
-        save_strategy="steps",
+        save_strategy="steps" if checkpoints else "no",
         save_steps=max(1, n_steps // 5),
         save_total_limit=1,
         report_to=[],
