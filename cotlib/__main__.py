@@ -105,8 +105,12 @@ def pool(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option(help="decode (the pools alone), verdicts, orm-zero-shot; repeatable. decode if none is given."),
+        typer.Option(
+            help="decode (the pools alone), verdicts, orm-zero-shot, orm, parm; prm-zero-shot, prm (searches of their "
+            "own); repeatable. decode if none is given."
+        ),
     ] = None,
+    generator: Annotated[str, typer.Option(help="Whose pools: base, dpo, it-dpo, reflect, ...")] = "base",
     shard: Annotated[str, typer.Option(metavar="I/N", help="This process's share of the prompts, 1/N to N/N.")] = "1/1",
 ) -> None:
     """Decode, evaluate and judge candidates ahead of the notebooks, on many devices: under `accelerate launch -m`.
@@ -119,8 +123,35 @@ def pool(
     share, names = shards.Shard.parse(shard), stage or ["decode"]
     shards.check_stages(names)
     signal.signal(signal.SIGTERM, _terminate)
-    loaded = load("01_baseline", scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
-    shards.make(loaded, shards.this_process(share), names)
+    notebook = shards.notebook_of(generator, names)
+    loaded = load(notebook, scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
+    shards.make(loaded, shards.this_process(share), names, generator)
+
+
+@app.command()
+def train(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="data (pictures to learn from, which all need), orm, prm, parm, parm++, dpo, it-dpo, ..."),
+    ],
+    scale: ScaleOption = "pocket",
+    effort: EffortOption = "quick",
+    seed: SeedOption = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A parameter as the notebooks have it; repeatable."),
+    ] = None,
+) -> None:
+    """Train judges and generators ahead of the notebooks, and what they need first.
+
+    Different ones may be trained by processes side by side, once the data and what they start from are there.
+    """
+    from cotlib import shards
+    from cotlib.run import load
+
+    notebook = shards.notebook_of("base", ["orm", *names])
+    loaded = load(notebook, scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
+    shards.train(loaded, names)
 
 
 @app.command()

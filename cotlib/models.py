@@ -20,6 +20,11 @@ MANIFEST = "model.json"
 VARIANT = "-variant"  # ends the name of a model that was made with other options than its name stands for
 
 
+def folder_of(models: Path, name: str, what: Mapping[str, Any]) -> Path:
+    """Where the model that `what` determines lies, or would."""
+    return Path(models) / f"{name}-{digest(what)[:12]}"
+
+
 def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
     """The folder of the model that `what` determines; `train(folder)` fills it if there is none.
 
@@ -27,7 +32,7 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
     without a manifest, in which the next call trains again: `train` may find its own checkpoints there, and removes
     them at its end.
     """
-    folder = Path(models) / f"{name}-{digest(what)[:12]}"
+    folder = folder_of(models, name, what)
     if (folder / MANIFEST).is_file():
         if not damage(folder):
             return folder

@@ -16,6 +16,8 @@ from cotlib.errors import CorruptError, CotlibError, ForeignError, IncompleteErr
 from cotlib.provenance import METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from matplotlib.figure import Figure
 
@@ -120,6 +122,12 @@ class Run:
         commit = (self.git["commit"] or "no commit")[:9] + ("+dirty" if self.git["dirty"] else "")
         n = f" · n = {len(self.prompts)} prompts" if "n_prompts_per_task" in NOTEBOOKS[self.notebook].overrides else ""
         return f"{commit} · {self.scale.name} · {self.effort.name} · seed {self.seed} · key {self.key}{n}"
+
+    def trained(self, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
+        """The folder of a model of this run, trained if it is not there yet (see `models.trained`)."""
+        from cotlib import models
+
+        return models.trained(self.models, name, what, train)
 
     def ledger(self, name: str, **what: Any) -> store.Ledger:
         """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.

@@ -1,4 +1,6 @@
-"""Pools and scores made by many processes: each takes its share of the prompts and writes a ledger of its own.
+"""Work ahead of the notebooks: models trained one by one, pools and scores made by many processes.
+
+Each process takes its share of the prompts and writes a ledger of its own.
 
 A shard lies beside the ledger that the notebooks read, under the same key: pools/base-0.shard-1-of-2.jsonl. Nobody
 waits for anybody. The process that finds every line there merges them; a notebook takes over what there is and makes
@@ -10,14 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from . import stages, store
+from . import models, stages, store
 from .config import suggest
-from .errors import CorruptError
+from .errors import CorruptError, IncompleteError
 from .loaders import weights_folder
 from .prompts import Prompt
 from .run import Run
@@ -26,8 +29,19 @@ STAGES: dict[str, Callable[..., Any]] = {  # what is made of the pools; each wor
     "decode": lambda run, pools: None,
     "verdicts": stages.verdicts,
     "orm-zero-shot": stages.outcome_scores,
+    "orm": lambda run, pools: stages.outcome_scores(run, pools, "orm"),
+    "parm": stages.parm_records,
 }
-ALSO_READ = {"orm-zero-shot": ("judge",)}  # weights that a stage reads beyond those of 01_baseline
+SEARCHES = ("prm-zero-shot", "prm")  # stages that decode for themselves, with the base
+ALSO_READ = dict.fromkeys(("orm-zero-shot", "orm", "parm", *SEARCHES), ("judge",))  # beyond the weights of 01_baseline
+TRAINED: dict[str, Callable[[Run], Any]] = {  # besides the generators that `stages.aligned` knows
+    "data": stages.ranking_data,
+    "orm": stages.outcome_judge,
+    "prm": stages.process_judge,
+    "parm": stages.parm_judge,
+    "parm++": stages.reflecting_judge,
+    stages.REFLECT: stages.correcting,
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,21 @@ class ShardRun(Run):
     def prompts(self) -> tuple[Prompt, ...]:
         return self.shard.of(self.whole.prompts)
 
+    def trained(self, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
+        """A model that is there. IncompleteError for one that is not: every process would train it."""
+        folder = models.folder_of(self.models, name, what)
+        if not (folder / models.MANIFEST).is_file():
+            raise self._untrained(folder.name)
+        return super().trained(name, what, train)
+
+    def _untrained(self, what: str) -> IncompleteError:
+        scale, effort = self.scale.name, self.effort.name
+        return IncompleteError(
+            f"{what} is not there, and a share of the prompts trains nothing; make first what this stage or generator "
+            f"needs: cotlib train NAME --scale {scale} --effort {effort} --seed {self.seed}, with NAME one of "
+            f"{', '.join(TRAINED)}, dpo, it-dpo, ..."
+        )
+
     @property
     def whole(self) -> Run:
         """The same run over all prompts."""
@@ -92,10 +121,15 @@ class ShardRun(Run):
     def ledger(self, name: str, **what: Any) -> store.Ledger:
         """This process's shard of a shared ledger, which also answers for what is in the ledger and its other shards.
 
-        ForeignError if one of them depends on something else. One that is damaged is left to its writer and not read.
+        Training data is read only. ForeignError if a ledger depends on something else. One that is damaged is left to
+        its writer and not read.
         """
-        self.opened[name] = what
         path, key, identity = self._ledger(name, what)
+        if name.split("-")[0] == "train":
+            if not path.is_file():
+                raise self._untrained(path.name)
+            return store.Ledger(path, key, identity)
+        self.opened[name] = what
         own = store.Ledger(store.shard_path(path, self.shard.index, self.shard.count), key, identity, mend=True)
         for other in (path, *store.shard_paths(path)):
             try:
@@ -107,26 +141,45 @@ class ShardRun(Run):
 
 def check_stages(names: Sequence[str]) -> None:
     for name in names:
-        if name not in STAGES:
-            raise ValueError(f"unknown stage {name!r}; {suggest(name, STAGES)}")
+        if name not in (*STAGES, *SEARCHES):
+            raise ValueError(f"unknown stage {name!r}; {suggest(name, (*STAGES, *SEARCHES))}")
 
 
-def make(run: Run, shard: Shard, names: Sequence[str]) -> None:
-    """Bring this process's share of the pools, and of the named stages, up to date; merge what is complete.
+def notebook_of(generator: str, names: Sequence[str]) -> str:
+    """The notebook whose parameters a request takes: the first that makes such things."""
+    if set(names) & {"prm"}:
+        return "03_process_verifier"
+    if generator == stages.REFLECT or set(names) & {"parm++", stages.REFLECT}:
+        return "07_reflection"
+    return "01_baseline" if generator == "base" and not set(names) - {"decode", "verdicts"} else "06_integration"
 
-    Before any compute, ValueError for an unknown stage and IncompleteError for weights that are not there; ForeignError
-    if a shard belongs to another run.
+
+def train(run: Run, names: Sequence[str]) -> None:
+    """Train models by name, and what they need first. ValueError for an unknown name, before any compute."""
+    for name in names:
+        if name not in (*TRAINED, *stages.known_generators()[1:]) and not name.startswith("it-dpo-"):
+            raise ValueError(f"unknown model {name!r}; {suggest(name, (*TRAINED, *stages.known_generators()[1:]))}")
+    for name in names:
+        made = TRAINED[name](run) if name in TRAINED else stages.aligned(run, name)
+        print(f"{name}: {getattr(made, 'folder', None) or run.pools / 'train.jsonl'}", flush=True)
+
+
+def make(run: Run, shard: Shard, names: Sequence[str], generator: str = "base") -> None:
+    """Bring this process's share of a generator's pools, and of the named stages, up to date; merge what is complete.
+
+    Before any compute, ValueError for an unknown stage and IncompleteError for weights that are not there, in a shard
+    also for models that are not trained yet; ForeignError if a shard belongs to another run.
     """
     check_stages(names)
     for part in {part for name in names for part in ALSO_READ.get(name, ())}:
         weights_folder(run.scale, part)
     if shard.count == 1:
-        _make(run, names)
+        _make(run, names, generator)
         return
     own = ShardRun(run.settings, run.key, run.folder, run.depends_on, run.started, shard=shard)
     print(f"{shard}: {len(own.prompts)} of {len(run.prompts)} prompts", flush=True)
     if own.prompts:
-        _make(own, names)
+        _make(own, names, generator)
     for name, what in list(own.opened.items()):
         there = own.ledger(name, **what)
         n = sum(prompt.id in there for prompt in run.prompts)
@@ -136,7 +189,20 @@ def make(run: Run, shard: Shard, names: Sequence[str]) -> None:
         print(f"{name}: {n} of {len(run.prompts)} prompts are there, {state}", flush=True)
 
 
-def _make(run: Run, names: Sequence[str]) -> None:
-    pools = stages.pools_of(run)
+def _make(run: Run, names: Sequence[str], generator: str) -> None:
     for name in names:
-        STAGES[name](run, pools)
+        if name in TRAINED:  # so that a judge that is not there is told before anything is decoded
+            TRAINED[name](run)
+    if pooled := [name for name in names if name in STAGES]:
+        pools = stages.pools_of(run, generator, n_of(run, generator))
+        for name in pooled:
+            STAGES[name](run, pools)
+    for name in names:
+        if name in SEARCHES:
+            stages.climb(run, name, run.params["n_candidates"])
+
+
+def n_of(run: Run, generator: str) -> int:
+    """Candidates of each pool of a generator, as the notebooks decode them."""
+    n, aligned = run.params["n_candidates"], run.params["n_aligned_candidates"]
+    return n if generator == "base" else aligned if generator == stages.REFLECT else min(n, aligned)

@@ -266,10 +266,55 @@ def test_every_stage_of_three_processes_is_that_of_one(generator, monkeypatch, t
     for place, count in (("one", 1), ("three", 3)):
         monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / place))
         for index in range(1, count + 1):
-            shards.make(load(), Shard(index, count), list(shards.STAGES))
-        names = ["base-0", *(f"base-0-{stage}" for stage in shards.STAGES if stage != "decode")]
+            shards.make(load(), Shard(index, count), ["decode", "verdicts", "orm-zero-shot"])
+        names = ["base-0", "base-0-verdicts", "base-0-orm-zero-shot"]
         ledgers[place] = [(pools() / f"{name}.jsonl").read_bytes() for name in names]
     assert ledgers["one"] == ledgers["three"] and len(ledgers["one"]) == 3
+
+
+# --- What is trained first ---
+
+
+@pytest.mark.parametrize("stage", ["orm", "parm", "prm"])
+def test_a_share_trains_nothing_and_says_what_to_type(generator, stage):
+    with pytest.raises(IncompleteError, match=r"trains nothing; .* cotlib train NAME .* --effort smoke"):
+        shards.make(load(), Shard(1, 2), [stage])
+    assert not generator.asked and not list(pools().parent.rglob("*.shard-*"))
+
+
+def test_an_aligned_generator_that_is_not_there_is_told_as_well(generator):
+    with pytest.raises(IncompleteError, match="cotlib train NAME"):
+        shards.make(load(), Shard(2, 3), ["verdicts"], "it-dpo")
+    with pytest.raises(ValueError, match="unknown generator 'itdpo'; did you mean 'it-dpo'"):
+        shards.make(load(), Shard(2, 3), ["verdicts"], "itdpo")
+
+
+def test_training_refuses_an_unknown_name_before_it_trains(monkeypatch, capsys):
+    monkeypatch.setitem(shards.TRAINED, "data", lambda run: pytest.fail("it began to train"))
+    with pytest.raises(SystemExit):
+        main(["train", "data", "omr", "--effort", "smoke"])
+    assert "unknown model 'omr'; did you mean 'orm'?" in capsys.readouterr().err
+
+
+def test_shares_of_a_trained_verifier_on_an_aligned_generator_are_those_of_one(generator, monkeypatch, tmp_path):
+    """The judge and the generator are toys that count as trained; the third of the prompts is each process's own."""
+    monkeypatch.setattr(stages.pools, "load_tokenizer", lambda _: SimpleNamespace(decode=lambda codes: codes.numpy()))
+    made = stages.Source("dpo", tmp_path, {"generator": "dpo-toy"})
+    monkeypatch.setattr(stages.pools, "source", lambda run, name: made)
+    monkeypatch.setattr(stages.pools, "verifier_score", lambda run, verifier: (toy_score, {"judge": "orm-toy"}))
+    monkeypatch.setattr(shards, "TRAINED", {})
+    ledgers = {}
+    for place, count in (("one", 1), ("three", 3)):
+        monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / place))
+        for index in range(1, count + 1):
+            shards.make(load(), Shard(index, count), ["orm"], "dpo")
+        ledgers[place] = [(pools() / f"{name}.jsonl").read_bytes() for name in ("dpo-0", "dpo-0-orm")]
+    assert ledgers["one"] == ledgers["three"]
+    assert len(ledgers["one"][1].splitlines()) == 1 + len(load().prompts)
+
+
+def toy_score(images, prompts):
+    return [int(image.sum()) % 7 / 7 for image in images]
 
 
 class ToyEvaluator:

@@ -133,7 +133,7 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
             "rewards": made.rewards,
         }
 
-    folder = models.trained(run.models, label, what, train)
+    folder = run.trained(label, what, train)
     made = models.notes(folder)
     rewards = made.get("rewards", [])  # models of earlier versions have none
     return AlignedGenerator(folder, made["log"], made["pair_accuracy"], made["pairs"], made["seconds"], rewards)
@@ -179,7 +179,7 @@ def correcting(run: Run) -> Corrected:
         return {"log": log, "groups": count_pairs(groups), "seconds": round(time.perf_counter() - begun, 1)}
 
     what = {"groups": store.digest(groups), "options": asdict(options), **base(run).made_by}
-    folder = models.trained(run.models, REFLECT, what, train)
+    folder = run.trained(REFLECT, what, train)
     made = models.notes(folder)
     return Corrected(folder, made["log"], made["groups"], made["seconds"])
 

@@ -133,7 +133,7 @@ def _tuned(
         judge.save_pretrained(folder)
         return {"log": log, "seconds": round(time.perf_counter() - begun, 1), "examples": len(data)}
 
-    folder = models.trained(run.models, name, what, train)
+    folder = run.trained(name, what, train)
     made = models.notes(folder)
     return Tuned(folder, made["log"], made["seconds"], made["examples"])
 
