@@ -14,7 +14,7 @@ Differences from upstream, each tested:
    torch.multinomial, which draws one number per code of the codebook.
 4. After the last step nothing is masked, and a picture without unknown tokens stays as it is; `always_mask_one=True`
    masks one token in both cases, as upstream does.
-5. The network runs in bfloat16 where the processor multiplies it natively, else in float32 (`precision`).
+5. The network runs in bfloat16 where processor or GPU multiply it natively, else in float32 (`precision`).
 """
 
 from __future__ import annotations

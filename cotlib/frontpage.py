@@ -31,6 +31,10 @@ SENTENCES = (
     "{judge/orm/calibration-error!.2f}.",
     "PARM spends {compute/parm/token-steps!.0%} of best-of-20's token-steps and asks {compute/parm/judge-calls!.1f} "
     "times as many questions.",
+    "At the best of ten limits of potential it is as often right as the ORM with "
+    "{compute/parm/token-steps-at-orm-accuracy!.0%} of the token-steps.",
+    "DPO adds {ordering/dpo > base!+.2f} to GenEval overall, iterative DPO {ordering/it-dpo > base!+.2f}; trainings of "
+    "other seeds differ by {dpo/seed-spread!.3f} and {it-dpo/seed-spread!.3f}.",
     "DPO's held-out pair accuracy is {dpo/pair-accuracy!.2f}, iterative DPO's {it-dpo/pair-accuracy!.2f}.",
     "Of the faults that the judge of PARM++ states, {reflection/reason-agreement!.0%} are the evaluator's own; three "
     "rounds of reflection on a single picture add {reflection/gain@1!+.2f} to GenEval overall.",

@@ -322,7 +322,9 @@ def _check(model: Showo, pairs: Sequence[dict], reference: Showo | None) -> None
                 )
 
 
-def _settings(model: Showo, options: PreferenceOptions, n_steps: int, folder: Path, checkpoints: bool) -> DPOConfig:
+def _settings(
+    model: Showo, options: PreferenceOptions, n_steps: int, folder: Path, checkpoints: bool = True
+) -> DPOConfig:
     return DPOConfig(
         output_dir=str(folder),
         num_train_epochs=1,

@@ -128,7 +128,8 @@ def _manifest(manifests: Mapping[str, Mapping[str, Any]], files: Mapping[str, An
 
 
 def _machine(facts: Mapping[str, Any]) -> str:
-    return f"{facts['cpu']} ({facts['cores']} {'core' if facts['cores'] == 1 else 'cores'})"
+    processor = f"{facts['cpu']} ({facts['cores']} {'core' if facts['cores'] == 1 else 'cores'})"
+    return f"{facts['gpu']} and {processor}" if facts.get("gpu") else processor
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------
@@ -162,8 +163,10 @@ def read_published(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def cost(manifest: Mapping[str, Any]) -> str:
-    """What a published run took, and on what."""
-    return f"{sum(manifest['seconds'].values()) / 3600:.1f} hours on {'; '.join(manifest['machines'])}"
+    """What the notebooks of a published run took, and on what."""
+    seconds = sum(manifest["seconds"].values())
+    took = f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.0f} minutes"
+    return f"{took} on {'; '.join(manifest['machines'])}"
 
 
 # --- Comparing --------------------------------------------------------------------------------------------------

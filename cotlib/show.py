@@ -220,7 +220,7 @@ def alignment_curves(logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Figur
                 [r["step"] for r in log], [r[name] for r in log], color=color, marker=marker, ls=dash, ms=3, label=label
             )
         ax.set(xlabel="optimizer step", ylabel=name)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0].legend(fontsize=7)
     fig.tight_layout()
     return fig
@@ -379,8 +379,10 @@ def verifiers_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estima
     return fig
 
 
-def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int = 8) -> Figure:
-    """Mean P(yes) of the pictures sampled at each step of a training {label: [steps]}, and its running mean."""
+def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int | None = None) -> Figure:
+    """Mean P(yes) of the pictures sampled at each step of a training {label: [steps]}, and its running mean over the last `window`
+    steps, an eighth of them if none is given."""
+    window = window or max(8, max(map(len, rewards.values())) // 8)
     fig, ax = plt.subplots(figsize=(6.4, 3))
     styles = cycle((("#0072B2", "-"), ("#000000", ":"), ("#CC79A7", "--"), ("#E69F00", "-.")))
     for (label, row), (color, dash) in zip(rewards.items(), styles, strict=False):

@@ -19,9 +19,9 @@ def test_scales_hold_the_sizes_of_the_published_checkpoints():
     assert sizes == {"pocket": (96, 64, 8, 1.75), "showo": (256, 256, 18, 1.75), "showo512": (512, 1024, 50, 5.0)}
 
 
-def test_full_effort_is_the_protocol_of_the_paper_and_only_smoke_is_watermarked():
+def test_full_effort_is_all_prompts_with_three_images_of_twenty_and_only_smoke_is_watermarked():
     full = EFFORTS["full"]
-    assert (full.n_prompts_per_task, full.n_images, full.n_candidates) == (None, 4, 20)
+    assert (full.n_prompts_per_task, full.n_images, full.n_candidates) == (None, 3, 20)
     assert [name for name, effort in EFFORTS.items() if effort.watermark] == ["smoke"]
 
 

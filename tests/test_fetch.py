@@ -277,7 +277,7 @@ def test_the_doctor_reckons_with_the_newest_speeds_of_this_machine(outputs):
     said = list(doctor.report(["pocket"]))
     assert any("measured in pocket/quick/01_baseline: decode 20 pictures/s, judge 100 pictures/s" in s for s in said)
     assert "  effort quick, 3000 pictures: decode 2.5 min, judge 30 s" in said
-    assert "  effort full, 44240 pictures: decode 36.9 min, judge 7.4 min" in said
+    assert "  effort full, 33180 pictures: decode 27.6 min, judge 5.5 min" in said
 
 
 def test_the_doctor_says_if_speeds_are_of_another_machine(outputs, monkeypatch):

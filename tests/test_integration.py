@@ -13,7 +13,7 @@ from cotlib.config import EFFORTS, SCALES
 from cotlib.errors import ForeignError
 from cotlib.prompts import TASKS, geneval_prompts, take, training_prompts
 from cotlib.stages import generators
-from cotlib.stages.sources import Source
+from cotlib.stages.sources import Source, once
 from cotlib.stats import Estimate
 from cotlib.verifiers import named
 
@@ -49,13 +49,17 @@ def keys(monkeypatch):
     monkeypatch.setattr(generators, "ranking_data", lambda run, before: SimpleNamespace(pool=None, labels=None))
     monkeypatch.setattr(generators, "preference_pairs", lambda *args: [pair])
     monkeypatch.setattr(generators, "source", lambda run, name: Source(name, None, {"generator": name}))
-    monkeypatch.setattr(models, "trained", lambda folder, name, what, train: asked.update(what=what) or Path(name))
     monkeypatch.setattr(models, "notes", lambda folder: notes)
-    run = SimpleNamespace(
-        scale=SCALES["pocket"], seed=0, models=None, params={"align_epochs": 1, "n_pairs": 1}, effort=EFFORTS["smoke"]
-    )
 
     def key(name, identity="judge-1", **changes):
+        run = SimpleNamespace(
+            scale=SCALES["pocket"],
+            seed=0,
+            params={"align_epochs": 1, "n_pairs": 1},
+            effort=EFFORTS["smoke"],
+            made={},
+            trained=lambda name, what, train: asked.update(what=what) or Path(name),
+        )
         monkeypatch.setattr(generators, "verifier_score", lambda run, verifier: (None, {"judge": identity}))
         assert stages.aligned(run, name, **changes).rewards == []
         return asked["what"]
@@ -84,6 +88,20 @@ def test_a_guide_asks_for_prompts_of_every_task_and_for_none_that_is_held_out():
     assert len({p.task for p in asked[:20]}) >= 4  # the suite itself goes task by task
     assert asked == generators._asked(prompts, [{"source": prompts[0].id}], seed=0)
     assert asked != generators._asked(prompts, [{"source": prompts[0].id}], seed=1)
+
+
+def test_a_stage_is_made_once_a_run_and_once_for_each_request():
+    made = []
+    stage = once(lambda run, name="a", **changes: made.append((name, changes)) or len(made))
+    first, second = SimpleNamespace(made={}), SimpleNamespace(made={})
+    assert [stage(first), stage(first), stage(first, "b"), stage(first, seed=1), stage(first, seed=1)] == [
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+    assert stage(second) == 4 and made == [("a", {}), ("b", {}), ("a", {"seed": 1}), ("a", {})]
 
 
 # --- Names of what is measured ---

@@ -23,6 +23,16 @@ def test_no_caption_that_is_read_says_what_an_evaluation_prompt_says():
     assert not dropped and len(kept) < len(SCENES)
 
 
+def test_a_batch_of_web_pages_depends_on_its_number_alone_and_reads_no_evaluation_prompt():
+    read = []
+    pages = pretrain.WebPages(0, 40, lambda text: read.append(text) or [len(text)])
+    images, rows = pages[3]
+    again, other = pretrain.WebPages(0, 40, lambda text: [len(text)])[3], pages[4]
+    assert images.shape == (40, world.SIZE, world.SIZE, 3) and rows.shape == (40, 1)
+    assert (images == again[0]).all() and (rows == again[1]).all() and (images != other[0]).any()
+    assert 1 < read.count("") < 40 and not EVALUATION & set(read)  # some captions are dropped
+
+
 def test_single_objects_are_told_of_under_the_other_opening_only():
     singles = [s for s in SCENES if s.kind == "single"]
     assert len(singles) > 50
