@@ -380,8 +380,10 @@ def verifiers_on_generators(curves: Mapping[tuple[str, str], Mapping[int, Estima
 
 
 def guidance_curves(rewards: Mapping[str, Sequence[float]], window: int | None = None) -> Figure:
-    """Mean P(yes) of the pictures sampled at each step of a training {label: [steps]}, and its running mean over the last `window`
-    steps, an eighth of them if none is given."""
+    """Mean P(yes) of the pictures sampled at each step of a training {label: [steps]}, and its running mean.
+
+    window: how many steps that is taken over, by default an eighth of them.
+    """
     window = window or max(8, max(map(len, rewards.values())) // 8)
     fig, ax = plt.subplots(figsize=(6.4, 3))
     styles = cycle((("#0072B2", "-"), ("#000000", ":"), ("#CC79A7", "--"), ("#E69F00", "-.")))
