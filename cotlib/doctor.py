@@ -73,7 +73,7 @@ def _weights(scale: Scale) -> Iterator[str]:
             yield f"  {part}: {sizes[part] / GB:.3f} GB in {folder}"
     if len(sizes) < len(parts) and not scale.offline:
         yield f"  get what is missing with: cotlib fetch --scale {scale.name}"
-    on_gpu = not scale.offline and torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
     room = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
     needed = f"{sum(sizes.values()) / GB:.2f} GB of weights here, {room / GB:.1f} GB of memory"
     fits = "" if sum(sizes.values()) < room else ": they do NOT fit together"

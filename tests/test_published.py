@@ -34,6 +34,15 @@ def test_two_runs_differ_only_where_their_intervals_cannot_explain_it():
     assert b["difference"] == pytest.approx(0.3) and b["chance"] == pytest.approx(0.05 * 2**0.5)
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(457.0, "8 minutes on"), (9000.0, "2.5 hours on")])
+def test_what_a_run_took_is_told_with_its_machine(seconds, said):
+    machine = published._machine({"cpu": "Some CPU", "cores": 16, "gpu": "Some GPU"})
+    assert (
+        published.cost({"seconds": {"a": seconds}, "machines": [machine]}) == f"{said} Some GPU and Some CPU (16 cores)"
+    )
+    assert published._machine({"cpu": "Some CPU", "cores": 1, "gpu": None}) == "Some CPU (1 core)"
+
+
 def test_an_unfinished_run_is_not_published(tmp_path, monkeypatch):
     monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path))
     with pytest.raises(IncompleteError, match="01_baseline: not run.*cotlib run --scale pocket --effort quick"):
