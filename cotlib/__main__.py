@@ -149,7 +149,8 @@ def train(
     from cotlib import shards
     from cotlib.run import load
 
-    notebook = shards.notebook_of("base", ["orm", *names])
+    signal.signal(signal.SIGTERM, _terminate)
+    notebook = shards.notebook_of("base", names)
     loaded = load(notebook, scale=scale, effort=effort, seed=seed, **dict(map(_assignment, set_ or [])))
     shards.train(loaded, names)
 
@@ -412,7 +413,7 @@ def _scale(name: str) -> Scale:
 def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Images each decoder makes; the median ratio counts.")] = 3,
     full_size: Annotated[
-        bool, typer.Option("--full-size", help="Random weights of Show-o's size on a GPU: speed and memory.")
+        bool, typer.Option("--full-size", help="Instead: random weights of Show-o's size on a GPU, speed and memory.")
     ] = False,
 ) -> None:
     """How many times faster decoding is than the plain loop of the official code, and PARM's search than the released
@@ -438,7 +439,7 @@ def bench(
     for name, ratio in compared.ratios.items():
         print(f"{name}: {ratio:.2f}")
     searched = compare_parm()
-    print(f"released loop: {searched.reference:.2f}, PARM: {searched.ours:.2f} processor seconds per selected image")
+    print(f"released loop: {searched.reference:.2f}, PARM: {searched.ours:.2f} seconds per selected image")
     print(f"speed/parm-ratio: {searched.ratio:.2f}")
 
 

@@ -28,6 +28,7 @@ CONFIG = ShowoConfig(
 )
 GB = 1e9
 PAIRS = 10  # a batch of the paper's
+TOO_LARGE = "does not fit into this card's memory"
 
 
 def random_generator(config: ShowoConfig, device: str) -> Showo:
@@ -92,7 +93,11 @@ def report(config: ShowoConfig = CONFIG, lora_rank: int = 64) -> Iterator[str]:
     model.showo.model.to(torch.bfloat16)
     for n in (20, 80):
         torch.cuda.reset_peak_memory_stats()
-        rate = decoding_rate(model, options, n)
+        try:
+            rate = decoding_rate(model, options, n)
+        except torch.OutOfMemoryError:
+            yield f"decoding, {n} images a batch: {TOO_LARGE}"
+            continue
         share = rate * operations(config, options.steps) / card
         yield (
             f"decoding, {config.num_vq_tokens} tokens in {options.steps} steps, {n} images a batch: {rate:.1f} "
@@ -104,6 +109,10 @@ def report(config: ShowoConfig = CONFIG, lora_rank: int = 64) -> Iterator[str]:
         gc.collect()  # a trainer refers to itself
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        spent = seconds_per_pair_step(random_generator(config, "cuda"), changed)
+        try:
+            spent = seconds_per_pair_step(random_generator(config, "cuda"), changed)
+        except torch.OutOfMemoryError:
+            yield f"DPO, {name}, {PAIRS} pairs a batch: {TOO_LARGE}"
+            continue
         peak = torch.cuda.max_memory_allocated() / GB
         yield f"DPO, {name}, {PAIRS} pairs a batch: {spent:.2f} s a step, {peak:.1f} GB"

@@ -61,7 +61,7 @@ class Effort:
     n_pairs: int  # of right and wrong pictures of each training prompt, at most
     align_epochs: int  # passes over the pairs when a generator is aligned
     n_aligned_candidates: int  # N on aligned generators
-    n_train_seeds: int  # trainings of each aligned generator
+    n_train_seeds: int  # trainings of DPO and of iterative DPO; if several, the paper's variants are trained as well
     correct_epochs: int  # passes over the groups when the generator learns to correct
     watermark: bool  # True: too few samples to be a result, and every figure says so
 
@@ -148,7 +148,7 @@ PARAMETERS = {
     "n_pairs": Parameter(int, 1, 1000, "effort", "pairs of right and wrong pictures of each training prompt, at most"),
     "align_epochs": Parameter(int, 1, 1000, "effort", "passes over the pairs"),
     "n_aligned_candidates": Parameter(int, 1, 1000, "effort", "N on aligned generators"),
-    "n_train_seeds": Parameter(int, 1, 10, "effort", "trainings of each aligned generator"),
+    "n_train_seeds": Parameter(int, 1, 10, "effort", "trainings of DPO and iterative DPO"),
     "correct_epochs": Parameter(int, 1, 1000, "effort", "passes over wrong pictures and their corrections"),
 }
 NOT_IN_KEY = ("batch_size",)  # recorded, but a result does not depend on it

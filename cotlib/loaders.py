@@ -48,9 +48,10 @@ def device() -> str:
 def _hub_model(cls: type, folder: Path):
     try:
         with contextlib.redirect_stdout(None):  # where it announces that a folder is a folder
-            return cls.from_pretrained(folder).float().eval().to(device())
+            model = cls.from_pretrained(folder).float().eval()
     except Exception as error:
         raise CorruptError(f"cannot load {folder}: {error}; restore it with: git checkout {folder}") from error
+    return model.to(device())
 
 
 @lru_cache
@@ -204,9 +205,9 @@ def _judge(scale: Scale, folder: Path) -> Judge:
     from .judge import Judge
 
     where = device()
-    is_large = where == "cuda" and not scale.offline
+    in_half = where == "cuda" and not scale.offline  # 7 billion weights
     with _silent() if scale.offline else contextlib.nullcontext():
-        judge = Judge.from_pretrained(folder, torch.bfloat16 if is_large else torch.float32, where)
+        judge = Judge.from_pretrained(folder, torch.bfloat16 if in_half else torch.float32, where)
     if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
         judge.model.set_attn_implementation("eager")
     return judge

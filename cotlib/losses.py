@@ -96,6 +96,7 @@ def token_logps(
     masked bool [B, L], True = hidden from the model. Raises ValueError where these do not fit together, and where
     nothing of a picture is masked.
     """
+    text_ids, codes, masked = (given.to(model.device) for given in (text_ids, codes, masked))
     _check(text_ids, codes, masked)
     ids = model.sequence(text_ids, codes, masked)
     truth = model.sequence(text_ids[:, :0], codes, torch.zeros_like(masked))  # [B, L + 2]

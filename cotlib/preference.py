@@ -37,7 +37,7 @@ from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
 from .showo import Showo
-from .tuning import Advance, lora
+from .tuning import Advance, lora, on_one_device
 
 GUIDANCE = ("none", "policy-gradient", "detached")
 REWARD = "guide/reward"  # of a step, in the trainer's history
@@ -282,7 +282,7 @@ def align(
             model=model.showo,
             # Before the trainer replaces the forward pass of the policy, which a later copy would share.
             ref_model=copy.deepcopy((reference or model).showo) if options.lora_rank is None else None,
-            args=_settings(model, options, n_steps, folder, checkpoints),
+            args=on_one_device(_settings(model, options, n_steps, folder, checkpoints)),
             processing_class=model.tokenizer,
             data_collator=MaskedPairs(model, options),
             train_dataset=data,

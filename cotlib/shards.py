@@ -87,6 +87,17 @@ def this_process(shard: Shard) -> Shard:
     return shard.part(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
+class TrainingData(store.Ledger):
+    """A ledger that a share of the prompts reads and never adds to."""
+
+    def __init__(self, path: Path, key: str, what: dict[str, Any], refusal: IncompleteError):
+        super().__init__(path, key, what)
+        self.refusal = refusal
+
+    def _write(self, records: Sequence[dict[str, Any]], only_missing: bool = False) -> None:
+        raise self.refusal
+
+
 @dataclass
 class ShardRun(Run):
     """A run that sees its share of the prompts, reads what every process wrote, and writes its own shards only."""
@@ -101,16 +112,17 @@ class ShardRun(Run):
     def trained(self, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
         """A model that is there. IncompleteError for one that is not: every process would train it."""
         folder = models.folder_of(self.models, name, what)
-        if not (folder / models.MANIFEST).is_file():
+        if not (folder / models.MANIFEST).is_file() or models.damage(folder):
             raise self._untrained(folder.name)
         return super().trained(name, what, train)
 
     def _untrained(self, what: str) -> IncompleteError:
-        scale, effort = self.scale.name, self.effort.name
+        typed = f"--scale {self.scale.name} --effort {self.effort.name} --seed {self.seed}" + "".join(
+            f" --set {name}={value}" for name, value in self.settings.passed.items() if value is not None
+        )
         return IncompleteError(
-            f"{what} is not there, and a share of the prompts trains nothing; make first what this stage or generator "
-            f"needs: cotlib train NAME --scale {scale} --effort {effort} --seed {self.seed}, with NAME one of "
-            f"{', '.join(TRAINED)}, dpo, it-dpo, ..."
+            f"{what} is not there or damaged, and a share of the prompts trains nothing; make first what this stage or "
+            f"generator needs: cotlib train NAME {typed}, with NAME one of {', '.join(TRAINED)}, dpo, it-dpo, ..."
         )
 
     @property
@@ -128,7 +140,7 @@ class ShardRun(Run):
         if name.split("-")[0] == "train":
             if not path.is_file():
                 raise self._untrained(path.name)
-            return store.Ledger(path, key, identity)
+            return TrainingData(path, key, identity, self._untrained(f"part of {path.name}"))
         self.opened[name] = what
         own = store.Ledger(store.shard_path(path, self.shard.index, self.shard.count), key, identity, mend=True)
         for other in (path, *store.shard_paths(path)):
@@ -145,32 +157,52 @@ def check_stages(names: Sequence[str]) -> None:
             raise ValueError(f"unknown stage {name!r}; {suggest(name, (*STAGES, *SEARCHES))}")
 
 
+MADE_BY = {  # the first notebook that makes a thing; aligned generators and all that is theirs: 06_integration
+    **dict.fromkeys(("decode", "verdicts"), "01_baseline"),
+    **dict.fromkeys(("data", "orm-zero-shot", "orm"), "02_outcome_verifier"),
+    **dict.fromkeys(SEARCHES, "03_process_verifier"),
+    "parm": "05_parm",
+    **dict.fromkeys(("parm++", stages.REFLECT), "07_reflection"),
+}
+
+
 def notebook_of(generator: str, names: Sequence[str]) -> str:
-    """The notebook whose parameters a request takes: the first that makes such things."""
-    if set(names) & {"prm"}:
-        return "03_process_verifier"
-    if generator == stages.REFLECT or set(names) & {"parm++", stages.REFLECT}:
-        return "07_reflection"
-    return "01_baseline" if generator == "base" and not set(names) - {"decode", "verdicts"} else "06_integration"
+    """The notebook whose parameters a request takes: the last of those that first make what it asks for."""
+    if generator != "base":
+        return MADE_BY.get(generator, "06_integration")
+    return max(MADE_BY.get(name, "06_integration") for name in names)
 
 
 def train(run: Run, names: Sequence[str]) -> None:
     """Train models by name, and what they need first. ValueError for an unknown name, before any compute."""
     for name in names:
-        if name not in (*TRAINED, *stages.known_generators()[1:]) and not name.startswith("it-dpo-"):
-            raise ValueError(f"unknown model {name!r}; {suggest(name, (*TRAINED, *stages.known_generators()[1:]))}")
+        if name not in TRAINED:
+            _check_generator(name)
     for name in names:
         made = TRAINED[name](run) if name in TRAINED else stages.aligned(run, name)
         print(f"{name}: {getattr(made, 'folder', None) or run.pools / 'train.jsonl'}", flush=True)
 
 
+def _check_generator(name: str) -> None:
+    try:
+        stages.recipe(name)
+    except ValueError:
+        known = (*TRAINED, *stages.known_generators()[1:])
+        raise ValueError(f"unknown model {name!r}; {suggest(name, known)}") from None
+
+
 def make(run: Run, shard: Shard, names: Sequence[str], generator: str = "base") -> None:
     """Bring this process's share of a generator's pools, and of the named stages, up to date; merge what is complete.
 
-    Before any compute, ValueError for an unknown stage and IncompleteError for weights that are not there, in a shard
-    also for models that are not trained yet; ForeignError if a shard belongs to another run.
+    Before any compute, ValueError for an unknown stage or generator and for a search with another generator than the
+    base, IncompleteError for weights that are not there, in a shard also for models that are not trained yet;
+    ForeignError if a shard belongs to another run.
     """
     check_stages(names)
+    if generator not in ("base", stages.REFLECT):
+        _check_generator(generator)
+    if generator != "base" and (own := [name for name in names if name in SEARCHES]):
+        raise ValueError(f"{own[0]} searches with the base only; leave --generator {generator} out")
     for part in {part for name in names for part in ALSO_READ.get(name, ())}:
         weights_folder(run.scale, part)
     if shard.count == 1:

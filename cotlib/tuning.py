@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from .judge import Judge
@@ -104,7 +104,33 @@ def supervise(
     if not len(data):
         raise ValueError("no examples to learn from")
     n_steps = int(np.ceil(len(data) / options.batch_size) * options.epochs)
-    settings = SFTConfig(
+    settings = on_one_device(_settings(model, options, n_steps, folder, drop_last=len(data) >= options.batch_size))
+    with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
+        trainer = RowTrainer(
+            model=model,
+            args=settings,
+            processing_class=tokenizer,
+            data_collator=collator,
+            train_dataset=data,
+            peft_config=lora(options.lora_rank, targets),
+            callbacks=[Advance(advance)],
+        )
+        trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
+        trainer.train()
+    model = model if options.lora_rank is None else trainer.model.merge_and_unload()
+    history = (record for record in trainer.state.log_history if "loss" in record)
+    # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
+    return model.eval(), [{k: v for k, v in record.items() if k != "num_tokens"} for record in history]
+
+
+def on_one_device(settings: TrainingArguments) -> TrainingArguments:
+    """Of several GPUs one is used, however many torch sees: TRL refuses what transformers would do with them."""
+    settings._n_gpu = min(1, settings.n_gpu)
+    return settings
+
+
+def _settings(model: PreTrainedModel, options: TuneOptions, n_steps: int, folder: Path, drop_last: bool) -> SFTConfig:
+    return SFTConfig(
         output_dir=str(folder),
         max_steps=n_steps,
         per_device_train_batch_size=options.batch_size,
@@ -122,24 +148,8 @@ def supervise(
         dataloader_pin_memory=False,  # the collator's tensors lie on the device already
         disable_tqdm=True,
         seed=options.seed,
-        dataloader_drop_last=len(data) >= options.batch_size,
+        dataloader_drop_last=drop_last,
     )
-    with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
-        trainer = RowTrainer(
-            model=model,
-            args=settings,
-            processing_class=tokenizer,
-            data_collator=collator,
-            train_dataset=data,
-            peft_config=lora(options.lora_rank, targets),
-            callbacks=[Advance(advance)],
-        )
-        trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
-        trainer.train()
-    model = model if options.lora_rank is None else trainer.model.merge_and_unload()
-    history = (record for record in trainer.state.log_history if "loss" in record)
-    # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
-    return model.eval(), [{k: v for k, v in record.items() if k != "num_tokens"} for record in history]
 
 
 def lora(rank: int | None, targets: str):

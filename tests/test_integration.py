@@ -101,6 +101,7 @@ def test_a_stage_is_made_once_a_run_and_once_for_each_request():
         3,
         3,
     ]
+    assert stage(first, name="b") == 2  # however it is written
     assert stage(second) == 4 and made == [("a", {}), ("b", {}), ("a", {"seed": 1}), ("a", {})]
 
 

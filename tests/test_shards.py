@@ -257,7 +257,7 @@ def test_weights_that_a_stage_lacks_are_told_before_anything_is_decoded(generato
 # --- Verdicts and scores ---
 
 
-def test_every_stage_of_three_processes_is_that_of_one(generator, monkeypatch, tmp_path):
+def test_pools_verdicts_and_zero_shot_scores_of_three_processes_are_those_of_one(generator, monkeypatch, tmp_path):
     """A picture is its codes here; the evaluator and the judge look at it and at the prompt."""
     monkeypatch.setattr(stages.pools, "load_tokenizer", lambda _: SimpleNamespace(decode=lambda codes: codes.numpy()))
     monkeypatch.setattr(stages.pools, "trusted_evaluator", lambda _: ToyEvaluator())
@@ -285,8 +285,67 @@ def test_a_share_trains_nothing_and_says_what_to_type(generator, stage):
 def test_an_aligned_generator_that_is_not_there_is_told_as_well(generator):
     with pytest.raises(IncompleteError, match="cotlib train NAME"):
         shards.make(load(), Shard(2, 3), ["verdicts"], "it-dpo")
-    with pytest.raises(ValueError, match="unknown generator 'itdpo'; did you mean 'it-dpo'"):
+    with pytest.raises(ValueError, match="unknown model 'itdpo'; did you mean 'it-dpo'"):
         shards.make(load(), Shard(2, 3), ["verdicts"], "itdpo")
+
+
+def test_a_share_does_not_complete_training_data(generator, monkeypatch):
+    run = load()
+    whole = run.ledger("train", of="this")
+    whole.append({"prompt": "a", "paths": []})
+    before = whole.path.read_bytes()
+    own = shards.ShardRun(run.settings, run.key, run.folder, run.depends_on, shard=Shard(1, 2))
+    data = own.ledger("train", of="this")
+    assert "a" in data
+    with pytest.raises(IncompleteError, match="part of train.jsonl is not there.* --set n_candidates=2"):
+        data.append({"prompt": "b", "paths": []})
+    assert whole.path.read_bytes() == before and not list(run.pools.glob("*.shard-*"))
+
+
+def test_a_share_does_not_train_a_damaged_model_again(generator):
+    run = load()
+    folder = run.trained("toy", {"a": 1}, lambda folder: (folder / "weights").write_text("whole") and {})
+    own = shards.ShardRun(run.settings, run.key, run.folder, run.depends_on, shard=Shard(1, 2))
+    assert own.trained("toy", {"a": 1}, lambda folder: pytest.fail("trained")) == folder
+    (folder / "weights").write_text("bent")
+    with pytest.raises(IncompleteError, match="damaged"):
+        own.trained("toy", {"a": 1}, lambda folder: pytest.fail("trained"))
+
+
+def test_a_search_with_another_generator_than_the_base_is_refused(generator):
+    with pytest.raises(ValueError, match="prm searches with the base only; leave --generator dpo out"):
+        shards.make(load(), Shard(), ["prm"], "dpo")
+    with pytest.raises(ValueError, match="unknown model 'nonsense'"):
+        shards.make(load(), Shard(), ["orm"], "nonsense")
+
+
+@pytest.mark.parametrize(
+    ("whose", "names", "notebook"),
+    [
+        ("base", ["decode", "verdicts"], "01_baseline"),
+        ("base", ["orm-zero-shot", "decode"], "02_outcome_verifier"),
+        ("base", ["data", "prm"], "03_process_verifier"),
+        ("base", ["parm", "orm"], "05_parm"),
+        ("base", ["dpo"], "06_integration"),
+        ("it-dpo", ["decode"], "06_integration"),
+        ("reflect", ["decode"], "07_reflection"),
+        ("base", ["parm++"], "07_reflection"),
+    ],
+)
+def test_a_request_takes_the_parameters_of_the_notebook_that_makes_it(whose, names, notebook):
+    assert shards.notebook_of(whose, names) == notebook
+
+
+def test_training_makes_what_is_asked_for_in_order(monkeypatch, capsys):
+    made = []
+    folder = SimpleNamespace(folder=Path("there"))
+    monkeypatch.setitem(shards.TRAINED, "orm", lambda run: made.append("orm") or folder)
+    monkeypatch.setattr(stages, "aligned", lambda run, name: made.append(name) or folder)
+    shards.train(load(), ["orm", "it-dpo-3"])
+    assert made == ["orm", "it-dpo-3"] and "it-dpo-3: there" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="unknown model 'it-dpo-foo'"):
+        shards.train(load(), ["orm", "it-dpo-foo"])
+    assert len(made) == 2
 
 
 def test_training_refuses_an_unknown_name_before_it_trains(monkeypatch, capsys):

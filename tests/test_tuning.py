@@ -7,11 +7,11 @@ import pytest
 import torch
 from datasets import Dataset
 from test_judge import judge, official, pictures  # noqa: F401
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import LlavaOnevisionForConditionalGeneration, TrainingArguments
 
 from cotlib import models
 from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
-from cotlib.tuning import Collator, TuneOptions, fine_tune
+from cotlib.tuning import Collator, TuneOptions, fine_tune, on_one_device
 
 ASKED = outcome_question("a photo of a dog")
 
@@ -139,3 +139,10 @@ def test_a_damaged_model_is_set_aside_and_trained_again(tmp_path, harm, capsys):
     }[harm]()
     assert models.trained(tmp_path, "orm", {}, train) == folder and train.n == 2
     assert (tmp_path / f"{folder.name}.corrupt").is_dir() and "set aside" in capsys.readouterr().out
+
+
+def test_trainers_use_one_device_of_many(tmp_path):
+    settings = on_one_device(TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    assert settings.n_gpu == 0
+    settings._n_gpu = 2
+    assert on_one_device(settings).n_gpu == 1

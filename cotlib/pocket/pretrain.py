@@ -1,4 +1,5 @@
-"""Train the pocket models from scratch: tokenizer, detector, generator, judge. Two CPU cores and a budget are enough.
+"""Train the pocket models from scratch: tokenizer, detector, generator, judge. Two CPU cores and a budget are enough;
+the generator trains on a GPU where there is one.
 
     cotlib pretrain tokenizer --minutes 30
     cotlib pretrain detector  --minutes 30      # after the tokenizer: it learns from its damage
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class WebPages(torch.utils.data.Dataset):
 
 
 def train_generator(minutes: float, folder: Path, seed: int = 0, batch_size: int | None = None) -> Showo:
-    """batch_size: 64 pictures, on a GPU 512, which draws them in as many processes as there are processors."""
+    """batch_size: 64 pictures; with a GPU 512, drawn by processes on all cores but one."""
     on_gpu, words = device() == "cuda", build_tokenizer()
     batch_size = batch_size or (512 if on_gpu else 64)
     vision = load_vision().to(device())
@@ -160,12 +160,14 @@ def train_generator(minutes: float, folder: Path, seed: int = 0, batch_size: int
         model.showo.set_attn_implementation("eager")
     matrices = [p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2]
     loop = Loop(model, muon_and_adamw(model, 3e-3, matrices), Budget(minutes), folder)
+    n_workers = max(1, machine()["cores"] - 1) if on_gpu else 0
     pages = iter(
         torch.utils.data.DataLoader(
             WebPages(seed, batch_size, model.text_row),
             batch_size=None,
             sampler=itertools.count(loop.steps),
-            num_workers=os.cpu_count() - 1 if on_gpu else 0,
+            num_workers=n_workers,
+            multiprocessing_context="fork" if n_workers else None,  # they share the text tokenizer
         )
     )
 
@@ -486,13 +488,13 @@ def write_card(part: str, folder: Path, minutes: float, seed: int, measured: dic
 def _machine(part: str) -> str:
     here = machine()
     if part == "generator" and here["gpu"]:
-        return f"{here['gpu']}, {best_dtype('cuda')} autocast, pictures drawn by {os.cpu_count()} cores"
+        return f"{here['gpu']}, {best_dtype('cuda')} autocast, {here['cores']} cores"
     return f"{here['cpu']}, {torch.get_num_threads()} threads, {best_dtype()}, no GPU"
 
 
 DATA = {
     "tokenizer": "crowded pictures of the pocket world (`pretrain.crowded_scene`); checked on captioned scenes",
     "detector": "scenes of `world.CLEAN`, a third with a half-built object, half through the tokenizer, noise and blur",
-    "generator": "scenes of `world.WEB` with captions that are sometimes wrong, 10 % dropped; none of the 553 prompts",
+    "generator": "scenes of `world.WEB` with captions that are often wrong, 10 % dropped; none of the 553 prompts",
     "judge": "clean rendered scenes of `world.EXAM`, never a generated picture; none of the 553 prompts",
 }

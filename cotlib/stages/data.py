@@ -26,10 +26,13 @@ class Ranking:
     identity: Mapping[str, Any]  # what it depends on
 
 
-@once
 def ranking_data(run: Run, source: Source | None = None) -> Ranking:
     """Training prompts, decoded by a generator (the base) and labelled."""
-    source = source or base(run)
+    return _ranking_data(run, source or base(run))
+
+
+@once
+def _ranking_data(run: Run, source: Source) -> Ranking:
     suite = TRAINING_SUITE + run.seed
     prompts = training_prompts(suite, run.params["n_train_prompts_per_task"])
     K, n_neighbours = run.params["n_train_candidates"], run.params["n_neighbours"]

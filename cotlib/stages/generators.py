@@ -86,7 +86,7 @@ class AlignedGenerator:
 def preference_options(run: Run, **changes: Any) -> PreferenceOptions:
     """The options of a scale; `changes` are recorded with the model that they make.
 
-    The pocket generator has some hundred pairs and a skill to learn from them: it also imitates the chosen pictures.
+    The pocket generator has hundreds or thousands of pairs and a skill to learn: it also imitates the chosen pictures.
     """
     options = PreferenceOptions(epochs=run.params["align_epochs"], seed=run.seed, learning_rate=1e-4, sft_weight=1.0)
     if not run.scale.offline:  # of the paper: one pass, batches of 10, 1e-5, no imitation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import wraps
@@ -20,9 +21,13 @@ ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where w
 def once(stage: Callable[..., Any]) -> Callable[..., Any]:
     """Each run makes what this stage makes of its arguments once, and keeps it: reading it again would cost seconds."""
 
+    request = inspect.signature(stage)
+
     @wraps(stage)
     def kept(run: Run, *args: Any, **changes: Any) -> Any:
-        what = f"{stage.__name__} {args} {sorted(changes.items())}"
+        asked = request.bind(run, *args, **changes)
+        asked.apply_defaults()
+        what = f"{stage.__module__}.{stage.__qualname__} {list(asked.arguments.items())[1:]}"
         if what not in run.made:
             run.made[what] = stage(run, *args, **changes)
         return run.made[what]
