@@ -33,6 +33,10 @@ app.add_typer(export_app, name="export")
 
 ScaleOption = Annotated[str, typer.Option(help=f"Which weights: {', '.join(SCALES)}.")]
 EffortOption = Annotated[str, typer.Option(help=f"How much is run: {', '.join(EFFORTS)}.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A notebook parameter, such as n_candidates=8; repeatable."),
+]
 SeedOption = Annotated[int, typer.Option(help="Run seed; every candidate's seed follows from it.")]
 
 
@@ -56,10 +60,7 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Run the named notebooks even if they are up to date.")
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A notebook parameter, such as n_candidates=8; repeatable."),
-    ] = None,
+    set_: SetOption = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the notebooks and their status; run nothing.")] = False,
 ) -> None:
     """Run notebooks and what they read, in order. What is up to date is kept; after a kill, run it again."""
@@ -99,10 +100,7 @@ def pool(
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",
     seed: SeedOption = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter as the notebooks have it; repeatable."),
-    ] = None,
+    set_: SetOption = None,
     stage: Annotated[
         list[str] | None,
         typer.Option(
@@ -137,10 +135,7 @@ def train(
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",
     seed: SeedOption = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter as the notebooks have it; repeatable."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Train judges and generators ahead of the notebooks, and what they need first.
 

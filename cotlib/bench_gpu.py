@@ -18,6 +18,7 @@ from .bench import PROMPTS
 from .config import SCALES
 from .decode import DecodeOptions, decode, final
 from .errors import CotlibError
+from .fetch import GB
 from .preference import PreferenceOptions, align
 from .showo import MAX_SEQ_LENGTH, PHI_ROPE, PHI_SIZES, Showo, ShowoConfig
 from .words import build_tokenizer
@@ -26,7 +27,6 @@ SCALE = SCALES["showo"]
 CONFIG = ShowoConfig(
     50295, codebook_size=8192, num_vq_tokens=SCALE.n_tokens, text_length=MAX_SEQ_LENGTH + 1, **PHI_SIZES, **PHI_ROPE
 )
-GB = 1e9
 PAIRS = 10  # a batch of the paper's
 TOO_LARGE = "does not fit into this card's memory"
 

@@ -14,10 +14,10 @@ import torch
 from . import __version__, fetch, hub, loaders, provenance, store
 from .config import EFFORTS, PARTS, SCALES, Effort, Scale
 from .errors import CotlibError, IncompleteError
+from .fetch import GB
 from .precision import has_bf16
 from .prompts import geneval_prompts, take
 
-GB = 1e9
 SPEEDS = ("speed/decode", "speed/evaluate", "speed/judge")  # pictures a second
 
 

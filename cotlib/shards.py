@@ -176,19 +176,14 @@ def notebook_of(generator: str, names: Sequence[str]) -> str:
 def train(run: Run, names: Sequence[str]) -> None:
     """Train models by name, and what they need first. ValueError for an unknown name, before any compute."""
     for name in names:
-        if name not in TRAINED:
-            _check_generator(name)
+        try:
+            _ = name in TRAINED or stages.recipe(name)
+        except ValueError:
+            known = (*TRAINED, *stages.known_generators()[1:])
+            raise ValueError(f"unknown model {name!r}; {suggest(name, known)}") from None
     for name in names:
         made = TRAINED[name](run) if name in TRAINED else stages.aligned(run, name)
         print(f"{name}: {getattr(made, 'folder', None) or run.pools / 'train.jsonl'}", flush=True)
-
-
-def _check_generator(name: str) -> None:
-    try:
-        stages.recipe(name)
-    except ValueError:
-        known = (*TRAINED, *stages.known_generators()[1:])
-        raise ValueError(f"unknown model {name!r}; {suggest(name, known)}") from None
 
 
 def make(run: Run, shard: Shard, names: Sequence[str], generator: str = "base") -> None:
@@ -200,7 +195,7 @@ def make(run: Run, shard: Shard, names: Sequence[str], generator: str = "base") 
     """
     check_stages(names)
     if generator not in ("base", stages.REFLECT):
-        _check_generator(generator)
+        stages.recipe(generator)
     if generator != "base" and (own := [name for name in names if name in SEARCHES]):
         raise ValueError(f"{own[0]} searches with the base only; leave --generator {generator} out")
     for part in {part for name in names for part in ALSO_READ.get(name, ())}:

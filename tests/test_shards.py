@@ -285,7 +285,7 @@ def test_a_share_trains_nothing_and_says_what_to_type(generator, stage):
 def test_an_aligned_generator_that_is_not_there_is_told_as_well(generator):
     with pytest.raises(IncompleteError, match="cotlib train NAME"):
         shards.make(load(), Shard(2, 3), ["verdicts"], "it-dpo")
-    with pytest.raises(ValueError, match="unknown model 'itdpo'; did you mean 'it-dpo'"):
+    with pytest.raises(ValueError, match="unknown generator 'itdpo'; did you mean 'it-dpo'"):
         shards.make(load(), Shard(2, 3), ["verdicts"], "itdpo")
 
 
@@ -315,7 +315,7 @@ def test_a_share_does_not_train_a_damaged_model_again(generator):
 def test_a_search_with_another_generator_than_the_base_is_refused(generator):
     with pytest.raises(ValueError, match="prm searches with the base only; leave --generator dpo out"):
         shards.make(load(), Shard(), ["prm"], "dpo")
-    with pytest.raises(ValueError, match="unknown model 'nonsense'"):
+    with pytest.raises(ValueError, match="unknown generator 'nonsense'"):
         shards.make(load(), Shard(), ["orm"], "nonsense")
 
 

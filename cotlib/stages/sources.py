@@ -20,7 +20,6 @@ ALSO_READ = {"generator": ("text-tokenizer",), "detector": ("clip",)}  # where w
 
 def once(stage: Callable[..., Any]) -> Callable[..., Any]:
     """Each run makes what this stage makes of its arguments once, and keeps it: reading it again would cost seconds."""
-
     request = inspect.signature(stage)
 
     @wraps(stage)
