@@ -2,7 +2,7 @@
 #   make reproduce            the notebooks, minutes to hours; cotlib doctor estimates it
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests, on up to four cores
-#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, which takes hours
+#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, hours, or an hour with EFFORT=smoke
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make readme               bring the README up to date with docs/results, after: cotlib publish
@@ -28,7 +28,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist worksteal
 
 kill-test: $(STAMP)
-	KILLS=$(KILLS) CHAIN=$(CHAIN) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
+	KILLS=$(KILLS) CHAIN=$(CHAIN) EFFORT=$(EFFORT) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-browser.lock

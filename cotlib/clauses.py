@@ -1,24 +1,29 @@
 """What is wrong with a picture, clause by clause: a judge is asked for facts and they are held against the prompt.
 
-The paper's judge writes its reason in one go, after training on reasons (`reflection.reflect`). A judge that can count
-and tell colours and places needs no training: it is asked whether a thing is there, how many, of which colour, where,
-one word each, and GenEval's rules make the reason of it, in the evaluator's words. The outcome question is asked as
-well, as not everything that can be wrong is a fact of this kind.
+The paper's judge writes its reason in one go, after training on reasons (`reflection.reflect`). Here it is asked
+whether a thing is there, how many, of which colour, where, one word each, and GenEval's rules make the reason of it, in
+the evaluator's words. The outcome question is asked as well, as not everything that can be wrong is a fact of this
+kind. `told_by` goes the other way, from the evaluator's reasons to the facts that a judge learns from.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .geneval import NATURAL, some
+from .geneval import NATURAL, TOO_CLOSE, some
 from .judge import ARE_IN_IMAGE, COLOR, COUNT, IN_IMAGE, PRESENCE, RELATIVE_TO, WHERE, Judge
 from .prompts import COLORS, NUMBER_WORDS, RELATIONS, Clause, Prompt, plural, with_article
-from .search import Score
+from .ranking import asked_about
+from .search import Pool, Score
+from .seeds import sample_seed
 
 YES_NO = ("yes", "no")
 NUMBERS = NUMBER_WORDS[1:5]  # none is what presence is asked for; the pocket judge counts to four
+PLACES = (*RELATIONS, TOO_CLOSE)
+AS_WELL = 1 / 3  # a second relation is said to hold if it is at least this much as likely as the likeliest
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def color(cls: str) -> Fact:
 
 
 def place(cls: str, anchor: str) -> Fact:
-    return Fact(f"{WHERE} {with_article(cls)} {RELATIVE_TO} {with_article(anchor)} {IN_IMAGE}", RELATIONS)
+    return Fact(f"{WHERE} {with_article(cls)} {RELATIVE_TO} {with_article(anchor)} {IN_IMAGE}", PLACES)
 
 
 def facts_of(prompt: Prompt) -> list[Fact]:
@@ -124,7 +129,75 @@ def _elsewhere(clause: Clause, anchor: str, is_anchor_wrong: bool, told: Told) -
     expected = f"expected {with_article(clause.cls)} {relation} {with_article(anchor)}"
     if is_anchor_wrong:
         return Fault(0.0, f"{expected}, found no such {anchor}")
-    return Fault(seen[relation], f"{expected}, found it {max(others, key=others.get)} it")
+    likeliest = max(others, key=others.get)
+    if likeliest == TOO_CLOSE:
+        return Fault(seen[relation], f"{expected}, found them {TOO_CLOSE}")
+    hold = [word for word in RELATIONS if others.get(word, 0.0) >= AS_WELL * others[likeliest]]
+    return Fault(seen[relation], f"{expected}, found it {' and '.join(hold)} it")
+
+
+# --- From reasons to facts ----------------------------------------------------------------------------------------
+
+
+def told_by(prompt: Prompt, reasons: Iterable[str]) -> dict[Fact, tuple[str, ...]]:
+    """What the reasons of a verdict on this prompt tell of the picture: by fact, the words that answer it, several for
+    what lies left of and above something. Facts that they leave open are left out; all are where a reason is in other
+    words than `geneval.evaluate`'s."""
+    parts = [reason.split(", found ") for reason in reasons]
+    if any(len(part) != 2 for part in parts):
+        return {}
+    found, told = dict(parts), {}  # found: by what was expected
+    for clause in prompt.include:
+        n = found.get(f"expected {some(clause.cls, clause.count)}")
+        told[presence(clause.cls)] = ("no" if n == "none" else "yes",)
+        if n is None:
+            told |= _told_if_enough(clause, prompt, found)
+        elif n != "none":
+            told[number(clause.cls)] = (NUMBERS[int(n) - 1],)
+    return told
+
+
+def _told_if_enough(clause: Clause, prompt: Prompt, found: Mapping[str, str]) -> dict[Fact, tuple[str, ...]]:
+    """Of a clause whose objects are there, as many as it says or more."""
+    told: dict[Fact, tuple[str, ...]] = {}
+    for limit in (c.count - 1 for c in prompt.exclude if c.cls == clause.cls):
+        n = int(found.get(f"expected at most {some(clause.cls, limit)}", limit))
+        if n <= len(NUMBERS):
+            told[number(clause.cls)] = (NUMBERS[n - 1],)
+    if clause.color is not None:
+        seen = found.get(f"expected {some(f'{clause.color} {clause.cls}', clause.count)}")
+        told[color(clause.cls)] = (clause.color,) if seen is None else tuple(seen.split(" and "))
+        if seen is not None:
+            return told  # where it lies was not looked at
+    if clause.position is not None:
+        relation, anchor = clause.position[0], prompt.include[clause.position[1]].cls
+        seen = found.get(f"expected {with_article(clause.cls)} {relation} {with_article(anchor)}", f"it {relation} it")
+        words = tuple(word for word in PLACES if f" {word}" in seen)
+        if words:  # none where there is no such anchor
+            told[place(clause.cls, anchor)] = words
+    return told
+
+
+def ask_facts(examples: Sequence[dict], pool: Pool, labels: Mapping[str, dict], seed: int, n: int) -> list[dict]:
+    """`ranking.outcome_examples` with n more questions: about facts, as far as the evaluator's reasons for the texts
+    that the picture is labelled for tell them, and else the first ones again.
+
+    Number, colour and place come more often than presence, which is easy.
+    """
+    rows, asked = iter(examples), []
+    for prompt in pool.prompts:
+        texts = asked_about(prompt, len(labels[prompt.id]["asked"]) - 1, seed)
+        for k, reasons in enumerate(labels[prompt.id]["reasons"]):
+            row, rng = next(rows), np.random.default_rng(sample_seed(seed, prompt.id, k, "facts"))
+            told: dict[Fact, set[str]] = {}
+            for fact, words in (pair for row in zip(texts, reasons, strict=True) for pair in told_by(*row).items()):
+                told.setdefault(fact, set()).update(words)
+            rank = {fact: rng.random() + 0.5 * (fact.words == YES_NO) for fact in told}
+            facts = [(fact.question, str(rng.choice(sorted(told[fact])))) for fact in sorted(told, key=rank.get)]
+            more = facts or list(zip(row["questions"], row["answers"], strict=True))
+            questions, answers = zip(*(more[i % len(more)] for i in range(n)), strict=True)
+            asked.append({**row, "questions": [*row["questions"], *questions], "answers": [*row["answers"], *answers]})
+    return asked
 
 
 def reflect_by_clause(judge: Judge, outcome: Score, batch_size: int = 64) -> Score:

@@ -30,8 +30,9 @@ DIRECTION = 0.5  # of a unit vector: within 60 degrees of the axis
 
 NATURAL = "natural"  # what a classifier may answer beside GenEval's ten: nobody painted this
 # What reasons say beside the words of prompts.
+TOO_CLOSE = "too close to tell"
 REASON_WORDS = (
-    *("expected", "found", "none", "at most", "too close to tell", "it", "them", "no such", ",", NATURAL),
+    *("expected", "found", "none", "at most", TOO_CLOSE, "it", "them", "no such", ",", NATURAL),
     *map(str, range(1, MAX_PER_CLASS + 1)),
 )
 
@@ -138,7 +139,7 @@ def _position_reason(
             relations = relative_position(detection.box, other.box)
             if relation not in relations:
                 seen = " and ".join(r for r in RELATIONS if r in relations)
-                return f"{expected}, found it {seen} it" if seen else f"{expected}, found them too close to tell"
+                return f"{expected}, found it {seen} it" if seen else f"{expected}, found them {TOO_CLOSE}"
     return None
 
 

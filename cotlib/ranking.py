@@ -71,6 +71,11 @@ def _changed(include: tuple[Clause, ...], i: int, **fields) -> tuple[Clause, ...
     return (*include[:i], replace(include[i], **fields), *include[i + 1 :])
 
 
+def asked_about(prompt: Prompt, n_neighbours: int, seed: int) -> list[Prompt]:
+    """The prompts that a run with this seed labels a picture for: its own, then up to n_neighbours others."""
+    return [prompt, *neighbours(prompt, sample_seed(seed, prompt.id, 0, "neighbours"))[:n_neighbours]]
+
+
 # --- Labels -----------------------------------------------------------------------------------------------------
 
 
@@ -87,7 +92,7 @@ def label_pool(
     with progress(len(missing), "labelling", "prompts") as advance:
         for start in range(0, len(missing), group):
             for prompt in missing[start : start + group]:
-                asked = [prompt, *neighbours(prompt, sample_seed(seed, prompt.id, 0, "neighbours"))[:n_neighbours]]
+                asked = asked_about(prompt, n_neighbours, seed)
                 images = np.repeat(paint(pool.codes[prompt.id]), len(asked), axis=0)
                 verdicts = evaluator.evaluate(images, asked * K)
                 rows = [verdicts[start : start + len(asked)] for start in range(0, len(verdicts), len(asked))]

@@ -189,8 +189,10 @@ def _climb(
     for step in range(options.steps):
         seeds = [sample_seed(seed, p.id, i % n, f"step-{image}-{step}") for i, p in enumerate(asked)]
         drawn = branch(generator, prefix, state, seeds, options, n)
-        pictures = paint(drawn.codes)
-        answers = list(score(pictures, asked))
+        first, like = _distinct(drawn.codes, n)  # late branches are often equal: each picture is asked about once
+        pictures = paint(drawn.codes[first])
+        answers = list(score(pictures, [asked[i] for i in first]))
+        pictures, answers = pictures[like], [answers[i] for i in like]
         kept = []
         for i, record in enumerate(records):
             rows = slice(i * n, (i + 1) * n)
@@ -199,6 +201,20 @@ def _climb(
             record["distance"].append(picture_distance(pictures[rows]))
         state = drawn.rows(kept)
     return [{**record, "codes": state.codes[i].tolist()} for i, record in enumerate(records)]
+
+
+def _distinct(codes: torch.Tensor, n: int) -> tuple[list[int], list[int]]:
+    """Of codes [B * n, L], n of a prompt side by side: the first row of each kind, and of each row the place in those
+    of its like."""
+    place: dict[tuple[int, ...], int] = {}
+    first, like = [], []
+    for i, row in enumerate(codes.tolist()):
+        key = (i // n, *row)
+        if key not in place:
+            place[key] = len(first)
+            first.append(i)
+        like.append(place[key])
+    return first, like
 
 
 def picture_distance(images: np.ndarray) -> float:

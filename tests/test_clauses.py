@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cotlib import clauses, config, loaders
+from cotlib import clauses, config, loaders, ranking
 from cotlib.clauses import NUMBERS, reasons, reflect_by_clause
+from cotlib.geneval import relative_position
 from cotlib.pocket import world
 from cotlib.pocket.checks import pictures
-from cotlib.prompts import COLORS, Clause, compose, geneval_prompts, take
+from cotlib.prompts import COLORS, Clause, compose, geneval_prompts, take, training_prompts
 from cotlib.reflection import agreement
+from cotlib.search import Pool
 from cotlib.seeds import sample_seed
 
 POCKET = config.SCALES["pocket"]
@@ -59,10 +61,21 @@ LEFT = compose("p", (Clause("cat"), Clause("dog", position=("left of", 0))))
             {"there": {"cat": False, "dog": True}, "place": "above"},
             ["expected a cat, found none", "expected a dog left of a cat, found no such cat"],
         ),
+        (
+            LEFT,
+            {"there": {"cat": True, "dog": True}, "place": "too close to tell"},
+            ["expected a dog left of a cat, found them too close to tell"],
+        ),
     ],
 )
 def test_reasons_are_the_evaluator_s_words(prompt, facts, said):
     assert reasons(prompt, told_of(prompt, **facts)) == said
+
+
+def test_what_seems_to_lie_in_two_directions_is_said_to_lie_in_both():
+    told = told_of(LEFT, {"cat": True, "dog": True}, place="below")
+    told[clauses.place("dog", "cat")] = {"below": 0.5, "right of": 0.3, "left of": 0.1, "above": 0.1}
+    assert reasons(LEFT, told) == ["expected a dog left of a cat, found it right of and below it"]
 
 
 def test_what_must_not_be_there_is_asked_for_as_well():
@@ -96,3 +109,107 @@ def test_words_that_begin_alike_are_refused():
     judge = loaders.load_judge(POCKET)
     with pytest.raises(ValueError, match="do not begin with different tokens"):
         judge.probabilities(np.zeros((1, 96, 96, 3), np.uint8), [clauses.number("dog").question], [("one", "one")])
+
+
+THREE_CATS = compose("p", (Clause("cat", 3),))
+BLUE_CATS = compose("p", (Clause("cat", 2, "blue"),))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "told"),
+    [
+        (THREE_CATS, [], {clauses.presence("cat"): ("yes",), clauses.number("cat"): ("three",)}),
+        (
+            THREE_CATS,
+            ["expected 3 cats, found 2"],
+            {clauses.presence("cat"): ("yes",), clauses.number("cat"): ("two",)},
+        ),
+        (THREE_CATS, ["expected 3 cats, found none"], {clauses.presence("cat"): ("no",)}),
+        (
+            THREE_CATS,
+            ["expected at most 3 cats, found 4"],
+            {clauses.presence("cat"): ("yes",), clauses.number("cat"): ("four",)},
+        ),
+        (THREE_CATS, ["expected at most 3 cats, found 9"], {clauses.presence("cat"): ("yes",)}),
+        (RED_CAR, [], {clauses.presence("car"): ("yes",), clauses.color("car"): ("red",)}),
+        (
+            RED_CAR,
+            ["expected a red car, found natural"],
+            {clauses.presence("car"): ("yes",), clauses.color("car"): ("natural",)},
+        ),
+        (
+            BLUE_CATS,
+            ["expected 2 blue cats, found blue and pink"],
+            {
+                clauses.presence("cat"): ("yes",),
+                clauses.number("cat"): ("two",),
+                clauses.color("cat"): ("blue", "pink"),
+            },
+        ),
+        (
+            LEFT,
+            ["expected a dog left of a cat, found it right of and above it"],
+            {
+                clauses.presence("cat"): ("yes",),
+                clauses.presence("dog"): ("yes",),
+                clauses.place("dog", "cat"): ("right of", "above"),
+            },
+        ),
+        (
+            LEFT,
+            ["expected a cat, found none", "expected a dog left of a cat, found no such cat"],
+            {clauses.presence("cat"): ("no",), clauses.presence("dog"): ("yes",)},
+        ),
+        (
+            LEFT,
+            ["expected a dog left of a cat, found them too close to tell"],
+            {
+                clauses.presence("cat"): ("yes",),
+                clauses.presence("dog"): ("yes",),
+                clauses.place("dog", "cat"): ("too close to tell",),
+            },
+        ),
+        (LEFT, ["ugly"], {}),
+    ],
+)
+def test_reasons_tell_facts(prompt, said, told):
+    assert clauses.told_by(prompt, said) == told
+
+
+def test_facts_that_reasons_tell_are_those_of_the_scene():
+    """The evaluator's reasons for other prompts, about scenes whose facts are known."""
+    evaluator, prompts = loaders.load_evaluator(POCKET), take(training_prompts(3, 12), 12)
+    scenes = [world.scene_of(p, sample_seed(0, p.id, 0, "true")) for p in prompts]
+    for prompt, scene, image in zip(prompts, scenes, pictures(scenes), strict=True):
+        asked = ranking.asked_about(prompt, 3, 0)
+        verdicts = evaluator.evaluate(np.stack([image] * len(asked)), asked)
+        for other, verdict in zip(asked, verdicts, strict=True):
+            for fact, words in clauses.told_by(other, verdict.reasons).items():
+                assert set(words) <= true_words(scene, fact), (prompt.text, other.text, verdict.reasons)
+
+
+def test_facts_are_asked_beside_the_outcome_and_answered_by_the_evaluator_s_reasons():
+    prompt = THREE_CATS
+    pool = Pool((prompt,), {prompt.id: np.zeros((2, 1, 1), np.int16)})
+    texts = [p.text for p in ranking.asked_about(prompt, 1, 0)]
+    rows = [[["expected 3 cats, found none"], ["expected 2 cats, found none"]], [["ugly"], ["ugly"]]]
+    labels = {prompt.id: {"asked": texts, "right": [[False, False]] * 2, "reasons": rows}}
+    known, unknown = clauses.ask_facts(ranking.outcome_examples(pool, labels, str), pool, labels, seed=0, n=3)
+    assert known["questions"] == [*texts, *[clauses.presence("cat").question] * 3]
+    assert known["answers"] == ["no"] * 5
+    assert unknown["questions"] == [*texts, *texts, texts[0]]  # nothing is told: the first ones again
+
+
+def true_words(scene, fact):
+    """What may answer a fact about a scene."""
+    for thing in scene.things:
+        like = [t for t in scene.things if t.cls == thing.cls]
+        if fact == clauses.number(thing.cls):
+            return {NUMBERS[len(like) - 1]}
+        if fact == clauses.color(thing.cls):
+            return {t.color or "natural" for t in like}
+        for other in scene.things:
+            if fact == clauses.place(thing.cls, other.cls):
+                return relative_position(thing.box, other.box)
+    there = {clauses.presence(thing.cls) for thing in scene.things}
+    return {"yes" if fact in there else "no"}

@@ -161,6 +161,19 @@ def test_a_step_wise_search_resumes_and_depends_on_nothing_but_its_prompt(tmp_pa
     assert climb(tmp_path / "b.jsonl", score=refuses) == whole
 
 
+def test_branches_that_are_alike_are_asked_about_once_and_answered_alike(tmp_path):
+    asked = []
+
+    def score(pictures, prompts):
+        asked.append([(p.id, *picture.tolist()) for p, picture in zip(prompts, pictures, strict=True)])
+        return [float(picture.sum()) for picture in pictures]
+
+    found = climb(tmp_path / "a.jsonl", 16, score=score)
+    assert all(len(set(pictures)) == len(pictures) for pictures in asked)
+    assert sum(map(len, asked)) < sum(len(step) for record in found.values() for step in record["scores"])
+    assert found == climb(tmp_path / "b.jsonl", 16)
+
+
 def test_a_step_without_any_score_goes_on_with_the_first_branch_and_says_so(tmp_path):
     found = climb(tmp_path / "a.jsonl", 2, score=lambda pictures, prompts: [None] * len(pictures))
     assert all(record["scores"] == [[None, None]] * 3 for record in found.values())

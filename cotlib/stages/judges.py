@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models, parm_data, ranking, store
-from ..clauses import reflect_by_clause
+from ..clauses import ask_facts, reflect_by_clause
 from ..config import suggest
 from ..judge import outcome_question, process_question
 from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
@@ -49,6 +49,7 @@ def process_judge(run: Run) -> Tuned:
 
 
 PARM_PATHS, PARM_STEPS = 4, 2  # of each training prompt: paths, and steps of each path, that PARM's judge learns from
+N_FACTS = 2  # asked of each finished picture beside the outcome
 
 
 def settled(run: Run) -> dict[str, list[int]]:
@@ -61,7 +62,8 @@ def settled(run: Run) -> dict[str, list[int]]:
 
 @once
 def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
-    """The judge fine-tuned on clarity, potential and finished pictures together (PARM).
+    """The judge fine-tuned on clarity, potential and finished pictures together (PARM), and on facts about these, which
+    PARM++ asks for.
 
     Raises ValueError for clarity labels other than "settled" and "static".
     """
@@ -69,6 +71,7 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
         raise ValueError(f"unknown clarity labels {clarity!r}; {suggest(clarity, parm_data.CLARITY_LABELS)}")
     data = ranking_data(run)
     ends = ranking.outcome_examples(data.pool, data.labels, outcome_question)
+    ends = ask_facts(ends, data.pool, data.labels, run.seed, N_FACTS)
     steps = parm_data.step_examples(
         data.pool,
         data.labels,
@@ -156,14 +159,15 @@ def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
     return parm_of(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
 
 
-REFLECTIONS = ("clauses", "trained")
+REFLECTIONS = ("clauses", "zero-shot", "trained")
 
 
 def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]:
     """What PARM++ says is wrong with pictures, in words, and what that depends on.
 
-    "clauses": PARM's judge says whether, the zero-shot judge is asked for the facts (`clauses.py`). "trained": one
-    judge says both in one go, as in the paper. Raises ValueError for another way.
+    "clauses": PARM's judge says whether, and is asked for the facts (`clauses.py`). "zero-shot": the judge that was not
+    fine-tuned is asked for them. "trained": one judge writes its reasons in one go, as in the paper. Raises ValueError
+    for another way.
     """
     if how not in REFLECTIONS:
         raise ValueError(f"unknown way to reflect {how!r}; {suggest(how, REFLECTIONS)}")
@@ -171,4 +175,8 @@ def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]
         folder = reflecting_judge(run).folder
         return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
     parm, identity = parm_scores(run)
-    return reflect_by_clause(load_judge(run.scale), parm.outcome), {**identity, "facts": weights_digest(run, "judge")}
+    if how == "zero-shot":
+        facts = weights_digest(run, "judge")
+        return reflect_by_clause(load_judge(run.scale), parm.outcome), {**identity, "facts": facts}
+    judge = load_judge(run.scale, parm_judge(run).folder)
+    return reflect_by_clause(judge, parm.outcome), {**identity, "facts": "its own"}
