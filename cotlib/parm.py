@@ -6,7 +6,9 @@ Among those that reach the end with potential the outcome question chooses (best
 the highest potential is finished and taken, as the released code does (parm.py: the lowest P(no), 1 for a path that
 never was clear). A finished picture counts as clear.
 
-The released code stops nothing, decides by sampled answers, and leaves out what never was clear: `RELEASED`.
+The released code stops nothing, decides by sampled answers, and leaves out what never was clear: `RELEASED`. Not in
+the paper is `keep`: every path counts as clear after one step that is set beforehand, is asked about potential there,
+and the most promising ones go on, however many have potential. It asks for a ranking only, and asks less.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class ParmOptions:
     answers: str = "threshold"  # "sampled": yes with probability P(yes), as released; both limits are unused
     first: int = 0  # the first step 0..T-1 whose picture is asked about
     end_is_clear: bool = True  # a finished picture is, unasked; False, as released: a path may never be clear
+    keep: int | None = None  # so many paths of each prompt go on, those of the highest potential after step
+    keep_after: int = 2  # 0..T-1, where every path counts as clear; the other fields but `stop` are unused
 
     def __post_init__(self) -> None:
         for name in ("clear", "promising"):
@@ -57,6 +61,11 @@ class ParmOptions:
             raise ValueError(f"PARM: unknown answers {self.answers!r}; known: {', '.join(ANSWERS)}")
         if self.first < 0:
             raise ValueError(f"PARM: first must be a step, 0 or later, got {self.first}")
+        if self.keep is not None and not (self.keep >= 1 and self.keep_after >= 0):
+            raise ValueError(
+                f"PARM: at least 1 path must be kept, after step 0 or later, got keep={self.keep} and "
+                f"keep_after={self.keep_after}"
+            )
 
 
 RELEASED = ParmOptions(stop=False, answers="sampled", end_is_clear=False)
@@ -73,6 +82,7 @@ class _Path:
     clear: int | None = None  # the first clear step
     potential: float | None = None
     promising: bool = False
+    stopped: bool = False
     outcome: float | None = None
     calls: int = 0  # of the judge
 
@@ -191,10 +201,12 @@ def _walk(
         codes = advance(going, step)
         for i in going:
             paths[i].steps += 1
-        if step >= options.first:
+        if options.keep is None and step >= options.first:
             _look(paths, going, codes, step, step + 1 == n_steps, paint, parm, options, seed)
+        elif options.keep is not None and step == min(options.keep_after, n_steps - 1):
+            _rank(paths, n, codes, step, paint, parm, options)
         if step + 1 < n_steps:
-            kept = [r for r, i in enumerate(going) if not _is_stopped(paths[i], options)]
+            kept = [r for r, i in enumerate(going) if not paths[i].stopped]
             going, codes = [going[r] for r in kept], codes[kept]
         if not going:
             break
@@ -203,8 +215,23 @@ def _walk(
     return [_record(paths, start, n, n_steps, ends, advance) for start in range(0, len(paths), n)]
 
 
-def _is_stopped(path: _Path, options: ParmOptions) -> bool:
-    return options.stop and path.clear is not None and not path.promising
+def _rank(
+    paths: list[_Path], n: int, codes: torch.Tensor, step: int, paint: Paint, parm: Parm, options: ParmOptions
+) -> None:
+    """Potential of every path; of each prompt the most promising `keep` go on."""
+    for path, p in zip(paths, parm.potential(paint(codes), [path.prompt for path in paths]), strict=True):
+        path.clear, path.potential, path.calls = step, p, path.calls + 1
+    for start in range(0, len(paths), n):
+        mine = paths[start : start + n]
+        kept = _most_promising([path.potential for path in mine], options.keep)
+        for k, path in enumerate(mine):
+            path.promising = k in kept
+            path.stopped = options.stop and not path.promising
+
+
+def _most_promising(potential: Sequence[float | None], keep: int) -> list[int]:
+    """Of those that are equal, the first."""
+    return sorted(range(len(potential)), key=lambda k: -(potential[k] or 0.0))[:keep]
 
 
 def _look(
@@ -236,6 +263,7 @@ def _look(
             mine[r].calls += 1
             mine[r].potential = p
             mine[r].promising = _says_yes(p, options.promising, mine[r], "potential", options, seed)
+            mine[r].stopped = options.stop and not mine[r].promising
 
 
 def _says_yes(p: float | None, limit: float, path: _Path, what: str, options: ParmOptions, seed: int) -> bool:
@@ -345,6 +373,25 @@ def with_limit(record: dict[str, Any], promising: float) -> dict[str, Any]:
         "fallback": not any(keeps),
         "token_steps": L * (sum(changed["steps"]) + finished),
         "judge_calls": asked + sum(keeps),
+    }
+
+
+def with_keep(record: dict[str, Any], keep: int) -> dict[str, Any]:
+    """What the record would be with fewer paths kept, likewise without codes and seconds."""
+    N, T, L = len(record["steps"]), max(record["steps"]), record["token_steps"] // sum(record["steps"])
+    kept = _most_promising(record["potential"], min(keep, sum(record["promising"])))
+    changed = {
+        **{name: record[name] for name in ("prompt", "clear", "potential")},
+        "promising": [k in kept for k in range(N)],
+        "outcome": [p if k in kept else None for k, p in enumerate(record["outcome"])],
+        "steps": [T if k in kept else step + 1 for k, step in enumerate(record["clear"])],
+    }
+    return {
+        **changed,
+        "chosen": best_of_n(scores(changed), N),
+        "fallback": False,
+        "token_steps": L * sum(changed["steps"]),
+        "judge_calls": N + len(kept),
     }
 
 

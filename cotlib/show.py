@@ -29,6 +29,7 @@ METHODS = {
     "prm-zero-shot": ("#CC79A7", "<", "-.", "PRM, zero-shot"),
     "prm": ("#009E73", ">", "-.", "PRM, fine-tuned"),
     "parm": ("#E69F00", "P", "-", "PARM"),
+    "parm-keep": ("#8B4500", "*", ":", "PARM, most promising kept"),
     "parm-released": ("#F0E442", "X", "--", "PARM as released (stops nothing)"),
     "prune-and-branch": ("#882255", "d", ":", "prune and branch"),
     "parm++-no-reflection": ("#661100", "p", ":", "PARM++ without reflection"),

@@ -157,6 +157,32 @@ def test_another_limit_of_potential_needs_no_other_search(tmp_path, limit):
         assert made == {name: wanted[p.id][name] for name in made}
 
 
+@pytest.mark.parametrize("keep", [1, 2, N, N + 1])
+@pytest.mark.parametrize("keep_after", [0, 2, 3])
+def test_the_most_promising_paths_alone_go_on(tmp_path, keep, keep_after):
+    options = ParmOptions(keep=keep, keep_after=keep_after)
+    found = searched(tmp_path / "a.jsonl", options=options)
+    whole = searched(tmp_path / "b.jsonl", options=ParmOptions(keep=N, keep_after=keep_after))
+    pool = the_pool(tmp_path / "p.jsonl")
+    assert timeless(replay(pool, paint, JUDGE, options, Ledger(tmp_path / "r.jsonl", "k"), 0)) == timeless(found)
+    for p in PROMPTS:
+        r, potential = found[p.id], JUDGE.potential(pool.at(keep_after)[p.id], [p] * N)
+        assert r["potential"] == potential and r["judge_calls"] == N + min(keep, N)
+        kept = sorted(range(N), key=lambda k: -potential[k])[:keep]  # noqa: B023
+        assert [k for k in range(N) if r["promising"][k]] == sorted(kept)
+        outcome = JUDGE.outcome(pool.codes[p.id], [p] * N)
+        assert r["chosen"] == max(sorted(kept), key=lambda k: outcome[k])  # noqa: B023
+        assert r["steps"] == [4 if k in kept else keep_after + 1 for k in range(N)]
+        made = parm.with_keep(whole[p.id], keep)
+        assert made == {name: r[name] for name in made}
+
+
+def test_nothing_to_keep_and_no_step_to_keep_after_are_refused():
+    for wrong in ({"keep": 0}, {"keep": 2, "keep_after": -1}):
+        with pytest.raises(ValueError, match="at least 1 path must be kept"):
+            ParmOptions(**wrong)
+
+
 def test_released_stops_nothing_and_samples_its_answers(tmp_path):
     sure = Parm(lambda x, _: [0.5] * len(x), lambda x, _: [0.5] * len(x), JUDGE.outcome)
     records = searched(tmp_path / "a.jsonl", judge=sure, options=parm.RELEASED).values()
