@@ -23,7 +23,7 @@ from .seeds import sample_seed
 YES_NO = ("yes", "no")
 NUMBERS = NUMBER_WORDS[1:5]  # none is what presence is asked for; the pocket judge counts to four
 PLACES = (*RELATIONS, TOO_CLOSE)
-AS_WELL = 1 / 3  # a second relation is said to hold if it is at least this much as likely as the likeliest
+AS_WELL = 1 / 2  # a second relation is said to hold if it is at least this share as likely as the likeliest
 
 
 @dataclass(frozen=True)
