@@ -152,7 +152,7 @@ def told_by(prompt: Prompt, reasons: Iterable[str]) -> dict[Fact, tuple[str, ...
         told[presence(clause.cls)] = ("no" if n == "none" else "yes",)
         if n is None:
             told |= _told_if_enough(clause, prompt, found)
-        elif n != "none":
+        elif n != "none" and int(n) <= len(NUMBERS):
             told[number(clause.cls)] = (NUMBERS[int(n) - 1],)
     return told
 

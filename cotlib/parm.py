@@ -230,8 +230,9 @@ def _rank(
 
 
 def _most_promising(potential: Sequence[float | None], keep: int) -> list[int]:
-    """Of those that are equal, the first."""
-    return sorted(range(len(potential)), key=lambda k: -(potential[k] or 0.0))[:keep]
+    """Of those that are equal, the first; one without an answer comes last."""
+    p = [-1.0 if answer is None else answer for answer in potential]
+    return sorted(range(len(p)), key=lambda k: -p[k])[:keep]
 
 
 def _look(

@@ -131,6 +131,7 @@ BLUE_CATS = compose("p", (Clause("cat", 2, "blue"),))
             {clauses.presence("cat"): ("yes",), clauses.number("cat"): ("four",)},
         ),
         (THREE_CATS, ["expected at most 3 cats, found 9"], {clauses.presence("cat"): ("yes",)}),
+        (compose("p", (Clause("cat", 7),)), ["expected 7 cats, found 6"], {clauses.presence("cat"): ("yes",)}),
         (RED_CAR, [], {clauses.presence("car"): ("yes",), clauses.color("car"): ("red",)}),
         (
             RED_CAR,

@@ -177,6 +177,14 @@ def test_the_most_promising_paths_alone_go_on(tmp_path, keep, keep_after):
         assert made == {name: r[name] for name in made}
 
 
+def test_a_path_without_an_answer_about_its_potential_is_kept_last(tmp_path):
+    silent = Parm(JUDGE.clarity, lambda x, _: [None if int(p.sum()) % 2 else 0.0 for p in x], JUDGE.outcome)
+    whole = searched(tmp_path / "a.jsonl", judge=silent, options=ParmOptions(keep=2))
+    for r in whole.values():
+        answered = r["potential"].count(0.0)
+        assert sum(r["promising"][k] for k in range(N) if r["potential"][k] is None) == max(0, 2 - answered)
+
+
 def test_nothing_to_keep_and_no_step_to_keep_after_are_refused():
     for wrong in ({"keep": 0}, {"keep": 2, "keep_after": -1}):
         with pytest.raises(ValueError, match="at least 1 path must be kept"):
