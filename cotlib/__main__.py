@@ -130,7 +130,7 @@ def pool(
 def train(
     names: Annotated[
         list[str],
-        typer.Argument(help="data (pictures to learn from, which all need), orm, prm, parm, parm++, dpo, it-dpo, ..."),
+        typer.Argument(help="data (pictures that all learn from), orm, prm, parm, facts, parm++, dpo, it-dpo, ..."),
     ],
     scale: ScaleOption = "pocket",
     effort: EffortOption = "quick",

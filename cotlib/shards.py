@@ -39,6 +39,7 @@ TRAINED: dict[str, Callable[[Run], Any]] = {  # besides the generators that `sta
     "orm": stages.outcome_judge,
     "prm": stages.process_judge,
     "parm": stages.parm_judge,
+    "facts": stages.facts_judge,
     "parm++": stages.reflecting_judge,
     stages.REFLECT: stages.correcting,
 }
@@ -162,7 +163,7 @@ MADE_BY = {  # the first notebook that makes a thing; aligned generators and all
     **dict.fromkeys(("data", "orm-zero-shot", "orm"), "02_outcome_verifier"),
     **dict.fromkeys(SEARCHES, "03_process_verifier"),
     "parm": "05_parm",
-    **dict.fromkeys(("parm++", stages.REFLECT), "07_reflection"),
+    **dict.fromkeys(("facts", "parm++", stages.REFLECT), "07_reflection"),
 }
 
 

@@ -329,6 +329,7 @@ def test_a_search_with_another_generator_than_the_base_is_refused(generator):
         ("base", ["dpo"], "06_integration"),
         ("it-dpo", ["decode"], "06_integration"),
         ("reflect", ["decode"], "07_reflection"),
+        ("base", ["facts", "parm"], "07_reflection"),
         ("base", ["parm++"], "07_reflection"),
     ],
 )

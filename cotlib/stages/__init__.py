@@ -19,6 +19,7 @@ from .generators import (
 from .judges import (
     REFLECTIONS,
     Tuned,
+    facts_judge,
     outcome_judge,
     parm_judge,
     parm_scores,

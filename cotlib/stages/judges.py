@@ -49,7 +49,7 @@ def process_judge(run: Run) -> Tuned:
 
 
 PARM_PATHS, PARM_STEPS = 4, 2  # of each training prompt: paths, and steps of each path, that PARM's judge learns from
-N_FACTS = 2  # asked of each finished picture beside the outcome
+N_FACTS = 4  # asked of each finished picture beside the outcome, of the judge that learns facts
 
 
 def settled(run: Run) -> dict[str, list[int]]:
@@ -62,8 +62,7 @@ def settled(run: Run) -> dict[str, list[int]]:
 
 @once
 def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
-    """The judge fine-tuned on clarity, potential and finished pictures together (PARM), and on facts about these, which
-    PARM++ asks for.
+    """The judge fine-tuned on clarity, potential and finished pictures together (PARM).
 
     Raises ValueError for clarity labels other than "settled" and "static".
     """
@@ -71,7 +70,6 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
         raise ValueError(f"unknown clarity labels {clarity!r}; {suggest(clarity, parm_data.CLARITY_LABELS)}")
     data = ranking_data(run)
     ends = ranking.outcome_examples(data.pool, data.labels, outcome_question)
-    ends = ask_facts(ends, data.pool, data.labels, run.seed, N_FACTS)
     steps = parm_data.step_examples(
         data.pool,
         data.labels,
@@ -87,6 +85,15 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
 def _in_turns(examples: Iterable[dict]) -> list[dict]:
     """Questions of one turn and of several in one form, as a data set needs them."""
     return [{**e, "questions": [[q] if isinstance(q, str) else list(q) for q in e["questions"]]} for e in examples]
+
+
+@once
+def facts_judge(run: Run) -> Tuned:
+    """The judge fine-tuned on facts about finished pictures, which PARM++ asks for, with the outcome beside them."""
+    data = ranking_data(run)
+    ends = ranking.outcome_examples(data.pool, data.labels, outcome_question)
+    ends = [{**e, "questions": e["questions"][:1], "answers": e["answers"][:1]} for e in ends]
+    return _tuned(run, "facts", ask_facts(ends, data.pool, data.labels, run.seed, N_FACTS), data.identity)
 
 
 @once
@@ -165,9 +172,9 @@ REFLECTIONS = ("clauses", "zero-shot", "trained")
 def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]:
     """What PARM++ says is wrong with pictures, in words, and what that depends on.
 
-    "clauses": PARM's judge says whether, and is asked for the facts (`clauses.py`). "zero-shot": the judge that was not
-    fine-tuned is asked for them. "trained": one judge writes its reasons in one go, as in the paper. Raises ValueError
-    for another way.
+    "clauses": PARM's judge says whether, one that has learnt facts is asked for them (`clauses.py`). "zero-shot": the
+    one that was not fine-tuned is. "trained": one judge writes its reasons in one go, as in the paper. Raises
+    ValueError for another way.
     """
     if how not in REFLECTIONS:
         raise ValueError(f"unknown way to reflect {how!r}; {suggest(how, REFLECTIONS)}")
@@ -175,8 +182,6 @@ def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]
         folder = reflecting_judge(run).folder
         return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
     parm, identity = parm_scores(run)
-    if how == "zero-shot":
-        facts = weights_digest(run, "judge")
-        return reflect_by_clause(load_judge(run.scale), parm.outcome), {**identity, "facts": facts}
-    judge = load_judge(run.scale, parm_judge(run).folder)
-    return reflect_by_clause(judge, parm.outcome), {**identity, "facts": "its own"}
+    folder = facts_judge(run).folder if how == "clauses" else None
+    facts = weights_digest(run, "judge") if folder is None else folder.name
+    return reflect_by_clause(load_judge(run.scale, folder), parm.outcome), {**identity, "facts": facts}
