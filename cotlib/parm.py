@@ -25,7 +25,7 @@ from .batches import Batches
 from .decode import DecodeOptions, Generator, Step, decode, nothing_known
 from .progress import progress
 from .prompts import Prompt
-from .search import Paint, Pool, Score, best_of_n, chunks, expected_best_of_n
+from .search import Paint, Pool, Score, best_first, best_of_n, chunks, expected_best_of_n
 from .seeds import sample_seed
 from .store import Ledger
 
@@ -223,16 +223,10 @@ def _rank(
         path.clear, path.potential, path.calls = step, p, path.calls + 1
     for start in range(0, len(paths), n):
         mine = paths[start : start + n]
-        kept = _most_promising([path.potential for path in mine], options.keep)
+        kept = best_first([path.potential for path in mine])[: options.keep]
         for k, path in enumerate(mine):
             path.promising = k in kept
             path.stopped = options.stop and not path.promising
-
-
-def _most_promising(potential: Sequence[float | None], keep: int) -> list[int]:
-    """Of those that are equal, the first; one without an answer comes last."""
-    p = [-1.0 if answer is None else answer for answer in potential]
-    return sorted(range(len(p)), key=lambda k: -p[k])[:keep]
 
 
 def _look(
@@ -380,7 +374,7 @@ def with_limit(record: dict[str, Any], promising: float) -> dict[str, Any]:
 def with_keep(record: dict[str, Any], keep: int) -> dict[str, Any]:
     """What the record would be with fewer paths kept, likewise without codes and seconds."""
     N, T, L = len(record["steps"]), max(record["steps"]), record["token_steps"] // sum(record["steps"])
-    kept = _most_promising(record["potential"], min(keep, sum(record["promising"])))
+    kept = best_first(record["potential"])[: min(keep, sum(record["promising"]))]
     changed = {
         **{name: record[name] for name in ("prompt", "clear", "potential")},
         "promising": [k in kept for k in range(N)],
@@ -488,6 +482,5 @@ def _until(
 
 def _best(score: Score, paint: Paint, state: Step, prompts: list[Prompt], n: int, keep: int) -> list[int]:
     """Rows of the `keep` best of each n."""
-    answers = np.array([np.nan if p is None else p for p in score(paint(state.codes), prompts)]).reshape(-1, n)
-    order = np.argsort(-np.nan_to_num(answers, nan=-1.0), axis=1, kind="stable")[:, :keep]
-    return [b * n + int(k) for b, row in enumerate(order) for k in row]
+    answers = list(score(paint(state.codes), prompts))
+    return [start + k for start in range(0, len(answers), n) for k in best_first(answers[start : start + n])[:keep]]

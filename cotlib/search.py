@@ -254,6 +254,11 @@ def _ranked(scores: Sequence[float | None]) -> np.ndarray:
     return np.nan_to_num(np.asarray(scores, float), nan=-np.inf)
 
 
+def best_first(scores: Sequence[float | None]) -> list[int]:
+    """Indices in the order in which `best_of_n` prefers them."""
+    return np.argsort(-_ranked(scores), kind="stable").tolist()
+
+
 def expected_best_of_n(scores: Sequence[float | None], correct: Sequence[bool], n: int) -> float:
     """P(the best-scored of n candidates is correct), exactly, over all subsets of size n; ties go to the earliest.
 
@@ -261,7 +266,7 @@ def expected_best_of_n(scores: Sequence[float | None], correct: Sequence[bool], 
     """
     K = len(scores)
     _check_n(n, K)
-    order = np.argsort(-_ranked(scores), kind="stable")
+    order = best_first(scores)
     weights = np.array([comb(K - 1 - rank, n - 1) for rank in range(K)], float) / comb(K, n)
     return float(weights @ np.asarray(correct, float)[order])
 
