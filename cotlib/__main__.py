@@ -104,8 +104,8 @@ def pool(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="decode (the pools alone), verdicts, orm-zero-shot, orm, parm; prm-zero-shot, prm (searches of their "
-            "own); repeatable. decode if none is given."
+            help="decode (the pools alone), verdicts, orm-zero-shot, orm, parm, parm-keep; prm-zero-shot, prm, which "
+            "search for themselves; repeatable. decode if none is given."
         ),
     ] = None,
     generator: Annotated[str, typer.Option(help="Whose pools: base, dpo, it-dpo, reflect, ...")] = "base",

@@ -33,9 +33,9 @@ SENTENCES = (
     "times as many questions.",
     "At the best of ten limits of potential it is as often right as the ORM with "
     "{compute/parm/token-steps-at-orm-accuracy!.0%} of the token-steps.",
-    "PARM that asks about potential once, after three eighths of the steps, and keeps the best quarter of the paths is "
-    "at {geneval/base/parm-keep/overall!.3f} with {compute/parm-keep/token-steps!.0%} of the token-steps, "
-    "{parm-keep/over-orm!+.3f} against the ORM.",
+    "PARM that asks about potential once, after half of the steps, and keeps the best quarter of the paths is at "
+    "{geneval/base/parm-keep/overall!.3f} with {compute/parm-keep/token-steps!.0%} of the token-steps, "
+    "{ordering/parm-keep > orm!+.3f} against the ORM.",
     "DPO adds {ordering/dpo > base!+.2f} to GenEval overall, iterative DPO {ordering/it-dpo > base!+.2f}; trainings of "
     "other seeds differ by {dpo/seed-spread!.3f} and {it-dpo/seed-spread!.3f}.",
     "DPO's held-out pair accuracy is {dpo/pair-accuracy!.2f}, iterative DPO's {it-dpo/pair-accuracy!.2f}.",

@@ -61,13 +61,16 @@ ROW_NAMES = {
     ("dpo", "none"): "DPO",
     ("it-dpo", "none"): "Iterative DPO",
     ("base", "parm"): "PARM",
+    ("base", "parm-keep"): "PARM, best quarter kept",
     ("it-dpo", "orm-zero-shot"): "ORM, zero-shot + iterative DPO",
     ("it-dpo", "orm"): "ORM, fine-tuned + iterative DPO",
     ("it-dpo", "parm"): "PARM + iterative DPO",
+    ("it-dpo", "parm-keep"): "PARM, best quarter kept + iterative DPO",
     ("it-dpo-orm", "none"): "Iterative DPO guided by ORM",
     ("it-dpo-parm", "none"): "Iterative DPO guided by PARM",
     ("it-dpo-orm", "orm"): "ORM, fine-tuned + iterative DPO guided by ORM",
     ("it-dpo-parm", "parm"): "PARM + iterative DPO guided by PARM",
+    ("it-dpo-parm", "parm-keep"): "PARM, best quarter kept + the same",
     ("reflect", "none"): "Self-correction fine-tuning",
     ("reflect", "orm"): "ORM, fine-tuned + self-correction",
     ("reflect", "parm"): "PARM + self-correction",
@@ -75,10 +78,10 @@ ROW_NAMES = {
     ("reflect", "parm++"): "PARM++ with reflection",
 }
 COLUMNS = (*TASKS, "overall")
-FRONT = (  # the rows that tell the paper's story
-    *(("base", v) for v in ("none", "prm-zero-shot", "prm", "orm-zero-shot", "orm", "parm")),
+FRONT = (  # the rows that tell the paper's story; "parm-keep" is not in the paper
+    *(("base", v) for v in ("none", "prm-zero-shot", "prm", "orm-zero-shot", "orm", "parm", "parm-keep")),
     *((g, "none") for g in ("dpo", "it-dpo", "it-dpo-parm")),
-    *(("it-dpo", "orm"), ("it-dpo", "parm"), ("it-dpo-parm", "parm")),
+    *(("it-dpo", "orm"), ("it-dpo", "parm"), ("it-dpo-parm", "parm"), ("it-dpo-parm", "parm-keep")),
     *(("reflect", v) for v in ("none", "orm", "parm++-no-reflection", "parm++")),
 )
 

@@ -31,9 +31,11 @@ STAGES: dict[str, Callable[..., Any]] = {  # what is made of the pools; each wor
     "orm-zero-shot": stages.outcome_scores,
     "orm": lambda run, pools: stages.outcome_scores(run, pools, "orm"),
     "parm": stages.parm_records,
+    "parm-keep": lambda run, pools: stages.parm_records(run, pools, "parm-keep"),
 }
 SEARCHES = ("prm-zero-shot", "prm")  # stages that decode for themselves, with the base
-ALSO_READ = dict.fromkeys(("orm-zero-shot", "orm", "parm", *SEARCHES), ("judge",))  # beyond the weights of 01_baseline
+JUDGED = ("orm-zero-shot", "orm", "parm", "parm-keep", *SEARCHES)
+ALSO_READ = dict.fromkeys(JUDGED, ("judge",))  # beyond the weights of 01_baseline
 TRAINED: dict[str, Callable[[Run], Any]] = {  # besides the generators that `stages.aligned` knows
     "data": stages.ranking_data,
     "orm": stages.outcome_judge,
@@ -162,7 +164,7 @@ MADE_BY = {  # the first notebook that makes a thing; aligned generators and all
     **dict.fromkeys(("decode", "verdicts"), "01_baseline"),
     **dict.fromkeys(("data", "orm-zero-shot", "orm"), "02_outcome_verifier"),
     **dict.fromkeys(SEARCHES, "03_process_verifier"),
-    "parm": "05_parm",
+    **dict.fromkeys(("parm", "parm-keep"), "05_parm"),
     **dict.fromkeys(("facts", "parm++", stages.REFLECT), "07_reflection"),
 }
 

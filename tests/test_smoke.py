@@ -46,3 +46,8 @@ def test_every_notebook_of_the_chain_runs_from_prompt_to_report(tmp_path):
     moved = pd.read_csv(outputs / "06_integration" / "tables" / "guided_training.csv")["weights moved from plain"]
     assert moved[0] > 0 == moved.iloc[-1]
     assert {"evaluator/agreement", "evaluator/false-correct", "speed/decode", "tokenizer/psnr"} <= names
+    assert {"ordering/parm-keep > orm", "ordering/it-dpo/parm-keep@2 > it-dpo/orm@2"} <= names
+    assert {"geneval/base/parm-keep/overall@4", "geneval/it-dpo-parm/parm-keep/overall@2"} <= names
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in (outputs / "models").glob("*/model.json")}
+    parm = next(m for name, m in manifests.items() if name.startswith("parm-"))
+    assert parm["what"]["start"] in manifests and parm["what"]["start"].startswith("orm-")

@@ -52,6 +52,7 @@ from .pools import (
     climb,
     known_verifiers,
     outcome_scores,
+    parm_options,
     parm_records,
     pools_of,
     process_scores,

@@ -49,6 +49,7 @@ def process_judge(run: Run) -> Tuned:
 
 
 PARM_PATHS, PARM_STEPS = 4, 2  # of each training prompt: paths, and steps of each path, that PARM's judge learns from
+PARM_EPOCHS = 1  # passes over PARM's data, by a judge that is an outcome verifier already
 N_FACTS = 4  # asked of each finished picture beside the outcome, of the judge that learns facts
 
 
@@ -62,9 +63,10 @@ def settled(run: Run) -> dict[str, list[int]]:
 
 @once
 def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
-    """The judge fine-tuned on clarity, potential and finished pictures together (PARM).
+    """The outcome verifier's judge, further trained on clarity, potential and finished pictures together (PARM).
 
-    Raises ValueError for clarity labels other than "settled" and "static".
+    The paper trains one judge on all of it from the start; one that goes on from the outcome verifier's chooses better
+    among finished pictures. Raises ValueError for clarity labels other than "settled" and "static".
     """
     if clarity not in parm_data.CLARITY_LABELS:
         raise ValueError(f"unknown clarity labels {clarity!r}; {suggest(clarity, parm_data.CLARITY_LABELS)}")
@@ -79,7 +81,8 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
         PARM_STEPS,
         n_questions=len(ends[0]["questions"]),
     )
-    return _tuned(run, "parm", _in_turns((*ends, *steps)), {**data.identity, "clarity": clarity}, PARM_TASKS)
+    examples, depends_on = _in_turns((*ends, *steps)), {**data.identity, "clarity": clarity}
+    return _tuned(run, "parm", examples, depends_on, PARM_TASKS, outcome_judge(run).folder, PARM_EPOCHS)
 
 
 def _in_turns(examples: Iterable[dict]) -> list[dict]:
@@ -115,13 +118,14 @@ def _tuned(
     depends_on: Mapping[str, Any],
     trained_for: Sequence[str] = (),
     start: Path | None = None,
+    epochs: int | None = None,
 ) -> Tuned:
     """Fine-tune the zero-shot judge, or one in folder `start`, on examples, once. The data set is kept beside the
     weights, with a card.
 
-    trained_for: the questions that it now can answer, kept in its configuration.
+    trained_for: the questions that it now can answer, kept in its configuration. epochs: None for the run's.
     """
-    options = TuneOptions(epochs=run.params["tune_epochs"], seed=run.seed)
+    options = TuneOptions(epochs=epochs or run.params["tune_epochs"], seed=run.seed)
     if not run.scale.offline:
         options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
     what = {

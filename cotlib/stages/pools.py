@@ -90,7 +90,7 @@ def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
 
     Raises ValueError for a verifier that searches step by step, and so chooses from no pool.
     """
-    if verifier in PARM:
+    if verifier in PARM_SEARCHES:
         return [
             {id: scores(record) for id, record in records.items()} for records in parm_records(run, pools, verifier)
         ]
@@ -99,7 +99,20 @@ def scores_of(run: Run, pools: Pools, verifier: str) -> list[dict[str, list]]:
     return outcome_scores(run, pools, verifier)
 
 
-PARM = {"parm": ParmOptions(), "parm-released": RELEASED}
+PARM_SEARCHES = ("parm", "parm-released", "parm-keep")
+
+
+def parm_options(run: Run, verifier: str, n_candidates: int) -> ParmOptions:
+    """How PARM searches among so many candidates: "parm" as in the paper, "parm-released" as in its code, "parm-keep"
+    with a rank instead of a limit: after half of the steps the most promising quarter goes on, three paths at least.
+
+    Raises ValueError for another verifier.
+    """
+    if verifier not in PARM_SEARCHES:
+        raise ValueError(f"{verifier!r} is no way to use PARM; {suggest(verifier, PARM_SEARCHES)}")
+    if verifier == "parm-keep":
+        return ParmOptions(keep=max(3, n_candidates // 4), keep_after=max(0, run.params["steps"] // 2 - 1))
+    return RELEASED if verifier == "parm-released" else ParmOptions()
 
 
 def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any) -> list[dict[str, dict]]:
@@ -107,9 +120,7 @@ def parm_records(run: Run, pools: Pools, verifier: str = "parm", **changes: Any)
 
     `changes` to the options, such as promising=0.3, are another search. Raises ValueError for another verifier.
     """
-    if verifier not in PARM:
-        raise ValueError(f"{verifier!r} is no way to use PARM; {suggest(verifier, PARM)}")
-    options = replace(PARM[verifier], **changes)
+    options = replace(parm_options(run, verifier, pools[0].n_candidates), **changes)
     answers, identity = parm_scores(run)
     paint = load_tokenizer(run.scale).decode
     name = verifier if not changes else f"{verifier}-{store.digest(changes)[:8]}"

@@ -18,20 +18,23 @@ from ..search import Pool, score_pool
 from ..seeds import sample_seed
 from .generators import correcting
 from .judges import parm_scores, reflection_of
-from .pools import PARM, Pools, parm_records, verdict_score
+from .pools import Pools, parm_options, parm_records, verdict_score
 from .sources import decode_options, weights_digest
+
+SEARCH = "parm-keep"  # how PARM++ chooses among candidates, at first and after each correction
 
 
 def reflected(run: Run, pools: Pools) -> list[list[Round]]:
     """PARM++ from pools of the generator that corrects: per image of a prompt, the rounds of `reflection.rounds`.
 
-    Each round decodes as many new candidates as the pools have, through PARM.
+    Each round decodes as many new candidates as the pools have, through PARM that keeps the most promising.
     """
     model, decoding = load_generator(run.scale, correcting(run).folder), decode_options(run)
     (look, identity), (parm, _) = reflection_of(run), parm_scores(run)
-    paint, K, options = load_tokenizer(run.scale).decode, pools[0].n_candidates, PARM["parm"]
+    paint, K = load_tokenizer(run.scale).decode, pools[0].n_candidates
+    options = parm_options(run, SEARCH, K)
     searched = []
-    for image, first in enumerate(parm_records(run, pools)):
+    for image, first in enumerate(parm_records(run, pools, SEARCH)):
         made_by = {"image": image, **pools.identity, **identity, "parm": asdict(options)}
 
         def ledger(what: str, i: int, image: int = image, made_by: dict = made_by) -> store.Ledger:
@@ -64,6 +67,7 @@ def judged_rounds(run: Run, pools: Pools, searched: Sequence[Sequence[Round]]) -
     judged, paint = [], load_tokenizer(run.scale).decode
     for image, done in enumerate(searched):
         identity = {"image": image, **pools.identity, **reflection_of(run)[1], **weights_digest(run, "detector")}
+        identity["parm"] = asdict(parm_options(run, SEARCH, pools[0].n_candidates))
         of_image = []
         for i, now in enumerate(done):
             codes = {id: row[None] for id, row in now.codes.items()}
