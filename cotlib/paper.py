@@ -70,7 +70,7 @@ ROW_NAMES = {
     ("it-dpo-parm", "none"): "Iterative DPO guided by PARM",
     ("it-dpo-orm", "orm"): "ORM, fine-tuned + iterative DPO guided by ORM",
     ("it-dpo-parm", "parm"): "PARM + iterative DPO guided by PARM",
-    ("it-dpo-parm", "parm-keep"): "PARM, best quarter kept + iterative DPO guided by PARM",
+    ("it-dpo-parm", "parm-keep"): "Best quarter kept + iterative DPO guided by PARM",
     ("reflect", "none"): "Self-correction fine-tuning",
     ("reflect", "orm"): "ORM, fine-tuned + self-correction",
     ("reflect", "parm"): "PARM + self-correction",
