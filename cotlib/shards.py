@@ -221,8 +221,9 @@ def make(run: Run, shard: Shard, names: Sequence[str], generator: str = "base") 
 
 def _make(run: Run, names: Sequence[str], generator: str) -> None:
     for name in names:
-        if name in TRAINED:  # so that a judge that is not there is told before anything is decoded
-            TRAINED[name](run)
+        judge = name.removesuffix("-keep")
+        if judge in TRAINED:  # so that a judge that is not there is told before anything is decoded
+            TRAINED[judge](run)
     if pooled := [name for name in names if name in STAGES]:
         pools = stages.pools_of(run, generator, n_of(run, generator))
         for name in pooled:

@@ -17,6 +17,8 @@ from cotlib.stages.sources import Source, once
 from cotlib.stats import Estimate
 from cotlib.verifiers import named
 
+SMOKE = {"scale": "pocket", "effort": "smoke", "seed": 0}
+
 # --- Recipes ---
 
 
@@ -142,7 +144,7 @@ def test_an_ordering_says_which_pairs_it_compares_and_how_many_candidates_they_s
 
 @pytest.mark.parametrize(("n", "keep"), [(20, 5), (16, 4), (8, 3), (1, 3)])
 def test_parm_by_rank_keeps_a_quarter_of_the_paths_after_half_of_the_steps(n, keep):
-    run = load("05_parm", effort="smoke", steps=6)
+    run = load("05_parm", steps=6, **SMOKE)
     by_rank = stages.parm_options(run, "parm-keep", n)
     assert (by_rank.keep, by_rank.keep_after) == (keep, 2)
     assert stages.parm_options(run, "parm", n).keep is None
@@ -150,9 +152,9 @@ def test_parm_by_rank_keeps_a_quarter_of_the_paths_after_half_of_the_steps(n, ke
 
 
 def test_one_step_is_enough_for_parm_by_rank_and_another_search_is_refused():
-    assert stages.parm_options(load("05_parm", effort="smoke", steps=1), "parm-keep", 4).keep_after == 0
+    assert stages.parm_options(load("05_parm", steps=1, **SMOKE), "parm-keep", 4).keep_after == 0
     with pytest.raises(ValueError, match="parm-kept.*parm-keep"):
-        stages.parm_options(load("05_parm", effort="smoke"), "parm-kept", 4)
+        stages.parm_options(load("05_parm", **SMOKE), "parm-kept", 4)
 
 
 def test_a_verifier_that_searches_step_by_step_has_no_scores_of_a_pool():

@@ -275,7 +275,7 @@ def test_pools_verdicts_and_zero_shot_scores_of_three_processes_are_those_of_one
 # --- What is trained first ---
 
 
-@pytest.mark.parametrize("stage", ["orm", "parm", "prm"])
+@pytest.mark.parametrize("stage", ["orm", "parm", "parm-keep", "prm"])
 def test_a_share_trains_nothing_and_says_what_to_type(generator, stage):
     with pytest.raises(IncompleteError, match=r"trains nothing; .* cotlib train NAME .* --effort smoke"):
         shards.make(load(), Shard(1, 2), [stage])
@@ -326,6 +326,7 @@ def test_a_search_with_another_generator_than_the_base_is_refused(generator):
         ("base", ["orm-zero-shot", "decode"], "02_outcome_verifier"),
         ("base", ["data", "prm"], "03_process_verifier"),
         ("base", ["parm", "orm"], "05_parm"),
+        ("base", ["parm-keep", "orm"], "05_parm"),
         ("base", ["dpo"], "06_integration"),
         ("it-dpo", ["decode"], "06_integration"),
         ("reflect", ["decode"], "07_reflection"),
