@@ -16,7 +16,7 @@ from cotlib.parm import Parm, ParmOptions, prune_and_branch, replay, search
 from cotlib.prompts import geneval_prompts, take
 from cotlib.search import Pool, decode_pool
 from cotlib.store import Ledger
-from cotlib.verifiers import PARM_TASKS, parm_of
+from cotlib.verifiers import PARM_TASKS, parm_of, remembered
 
 PROMPTS = take(geneval_prompts(), 1)
 OPTIONS, DEFAULT = DecodeOptions(steps=4), ParmOptions()
@@ -217,6 +217,39 @@ def test_a_killed_search_goes_on_and_asks_finished_prompts_nothing(tmp_path):
 
     again = searched(tmp_path / "b.jsonl", judge=Parm(refuses, JUDGE.potential, JUDGE.outcome), group=2)
     assert timeless(again) == timeless(whole)
+
+
+def test_a_judge_that_remembers_is_asked_once_about_a_picture_and_a_text():
+    asked = []
+
+    def score(pictures, prompts):
+        asked.extend((int(p[0]), prompt.text) for p, prompt in zip(pictures, prompts, strict=True))
+        return [None if p[0] == 2 else float(p[0]) for p in pictures]
+
+    answer, (p, q) = remembered(score), PROMPTS[:2]
+    pictures = np.array([[1], [2], [1], [3]])
+    assert answer(pictures, [p, p, p, p]) == [1.0, None, 1.0, 3.0]
+    assert answer(pictures[::-1], [p, p, q, p]) == [3.0, 1.0, None, 1.0]
+    assert asked == [(1, p.text), (2, p.text), (3, p.text), (2, q.text)]
+
+
+def test_searches_by_a_judge_that_remembers_are_the_same_and_ask_only_what_is_new(tmp_path):
+    n_asked = []
+
+    def counted(salt):
+        score = pseudo(salt)
+        return remembered(lambda pictures, prompts: n_asked.append(len(pictures)) or score(pictures, prompts))
+
+    judge, pool = Parm(counted(1), counted(2), counted(3)), the_pool(tmp_path / "pool.jsonl")
+    stopping_nothing = ParmOptions(promising=0.0, stop=False)
+
+    def replayed(judge, options, name):
+        return timeless(parm.replay(pool, paint, judge, options, Ledger(tmp_path / name, "k"), 0))
+
+    assert replayed(judge, stopping_nothing, "a") == replayed(JUDGE, stopping_nothing, "b")
+    n_asked.clear()
+    assert replayed(judge, DEFAULT, "c") == replayed(JUDGE, DEFAULT, "d")
+    assert not n_asked  # a search that stops paths asks nothing that the one that stops none has not asked
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..reflection import Look, reflect, reflection_examples
 from ..run import Run
 from ..search import Score
 from ..tuning import TuneOptions, fine_tune
-from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of
+from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of, remembered
 from .data import NOT_OF_A_PATH, ranking_data, rolled_out
 from .sources import once, weights_digest, without
 
@@ -158,16 +158,24 @@ JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}
 def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
     """How a verifier scores pictures, and what its scores depend on."""
     identity = weights_digest(run, "tokenizer")
+    if verifier.judge == "parm":
+        parm, depends_on = parm_scores(run)
+        asked = {"parm": parm.outcome, "parm-clarity": parm.clarity, "parm-potential": parm.potential}
+        return asked[verifier.name], depends_on
     if verifier.judge == "zero-shot":
         return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
     folder = JUDGES[verifier.judge](run).folder
     return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
 
 
+@once
 def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
-    """PARM's three answers by its judge, and what they depend on."""
+    """PARM's three answers by its judge, and what they depend on. Searches with other limits ask the same again, which
+    costs nothing."""
     folder = parm_judge(run).folder
-    return parm_of(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
+    parm = parm_of(load_judge(run.scale, folder))
+    remembering = Parm(remembered(parm.clarity), remembered(parm.potential), remembered(parm.outcome))
+    return remembering, {**weights_digest(run, "tokenizer"), "judge": folder.name}
 
 
 REFLECTIONS = ("clauses", "zero-shot", "trained")
