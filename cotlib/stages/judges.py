@@ -157,11 +157,11 @@ JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}
 
 def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
     """How a verifier scores pictures, and what its scores depend on."""
-    identity = weights_digest(run, "tokenizer")
     if verifier.judge == "parm":
-        parm, depends_on = parm_scores(run)
+        parm, identity = parm_scores(run)
         asked = {"parm": parm.outcome, "parm-clarity": parm.clarity, "parm-potential": parm.potential}
-        return asked[verifier.name], depends_on
+        return asked[verifier.name], identity
+    identity = weights_digest(run, "tokenizer")
     if verifier.judge == "zero-shot":
         return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
     folder = JUDGES[verifier.judge](run).folder
