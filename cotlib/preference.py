@@ -26,7 +26,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from .decode import DecodeOptions, decode, final
@@ -37,7 +36,7 @@ from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
 from .showo import Showo
-from .tuning import Advance, lora, on_one_device
+from .tuning import Advance, last_checkpoint, lora, on_one_device
 
 GUIDANCE = ("none", "policy-gradient", "detached")
 REWARD = "guide/reward"  # of a step, in the trainer's history
@@ -292,7 +291,7 @@ def align(
         )
         trainer.guide = guide
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
         held = trainer.evaluate()["eval_rewards/accuracies"] if apart else None
     if options.lora_rank is not None:
         model.showo = trainer.model.merge_and_unload()

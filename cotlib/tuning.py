@@ -7,6 +7,8 @@ own loss, logging and low-rank adapters stay as they are.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from .judge import Judge
@@ -67,6 +70,13 @@ class RowTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = self.train_dataset.column_names
 
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        """The model's own loader, which knows the names that its layout has on disk; the trainer's would skip them."""
+        if not isinstance(self.model, PreTrainedModel):  # adapters
+            return super()._load_from_checkpoint(checkpoint, model)
+        saved = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype, use_safetensors=True)
+        self.model.load_state_dict(saved.state_dict())
+
 
 class Advance(TrainerCallback):
     """Tells a progress of every step of the optimizer."""
@@ -99,12 +109,13 @@ def supervise(
 
     Returns it (adapters on the modules `targets` merged) and the log, one record {"step", "loss",
     "mean_token_accuracy", ...} a while. torch's global random state is as before afterwards. folder: where the trainer
-    may write. Raises ValueError for no data.
+    may write; a training that was killed goes on from its last checkpoint there. Raises ValueError for no data.
     """
     if not len(data):
         raise ValueError("no examples to learn from")
     n_steps = int(np.ceil(len(data) / options.batch_size) * options.epochs)
-    settings = on_one_device(_settings(model, options, n_steps, folder, drop_last=len(data) >= options.batch_size))
+    checkpoints, drop_last = Path(folder) / "checkpoints", len(data) >= options.batch_size
+    settings = on_one_device(_settings(model, options, n_steps, checkpoints, drop_last))
     with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
         trainer = RowTrainer(
             model=model,
@@ -116,11 +127,26 @@ def supervise(
             callbacks=[Advance(advance)],
         )
         trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
-        trainer.train()
+        trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    shutil.rmtree(checkpoints, ignore_errors=True)
     model = model if options.lora_rank is None else trainer.model.merge_and_unload()
     history = (record for record in trainer.state.log_history if "loss" in record)
     # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
     return model.eval(), [{k: v for k, v in record.items() if k != "num_tokens"} for record in history]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The trainer's latest checkpoint in a folder that was written to its end, which is its state; None for none.
+
+    One that a kill left half done would stop every later try.
+    """
+    whole = []
+    for path in Path(folder).glob(f"checkpoint-*/{TRAINER_STATE_NAME}"):
+        try:
+            whole.append((json.loads(path.read_text())["global_step"], str(path.parent)))
+        except (ValueError, KeyError):
+            continue
+    return max(whole)[1] if whole else None
 
 
 def on_one_device(settings: TrainingArguments) -> TrainingArguments:
@@ -142,7 +168,9 @@ def _settings(model: PreTrainedModel, options: TuneOptions, n_steps: int, folder
         activation_checkpointing=options.lora_rank is not None,
         logging_steps=max(1, n_steps // 25),
         logging_nan_inf_filter=False,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=max(1, n_steps // 5),
+        save_total_limit=1,
         report_to=[],
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=False,  # the collator's tensors lie on the device already

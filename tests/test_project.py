@@ -220,7 +220,7 @@ def test_the_template_runs_by_papermill_alone(tmp_path, monkeypatch):
     papermill.execute_notebook(source, tmp_path / "out.ipynb", dials, progress_bar=False, cwd=ROOT / "notebooks")
     manifest = provenance.read_manifest(tmp_path / "outputs/pocket/smoke/_template")
     wanted = {"tables/prompts-by-task.csv", "figures/prompts-by-task.png", "metrics.json"}
-    assert set(manifest["files"]) == wanted and manifest["counts"]["ok"] == 18
+    assert set(manifest["files"]) == wanted and manifest["counts"]["ok"] == 6
 
 
 def test_the_index_shows_every_item_and_its_page_fetches_nothing(tmp_path, monkeypatch):

@@ -123,9 +123,9 @@ class TestLoad:
         assert not (project / "outputs").exists()
 
     def test_prompts_are_those_of_the_effort(self, project):
-        assert len(load().prompts) == 18
+        assert len(load().prompts) == 6
         assert load(effort="full").prompts == geneval_prompts()
-        assert len(load(n_prompts_per_task=1).prompts) == 6
+        assert len(load(n_prompts_per_task=3).prompts) == 18
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"n_candidates": 5}])
     def test_finished_results_of_another_configuration_are_refused_and_kept(self, project, change):

@@ -1,6 +1,7 @@
 """Fine-tuning a tiny judge with TRL, whole and with low-rank adapters; trained models on disk."""
 
 import json
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -54,6 +55,41 @@ def test_the_judge_learns_what_the_examples_say_and_training_is_repeatable(tmp_p
     assert (right > 0.5).tolist() == [True, False]
     assert logs[0][-1]["loss"] < 0.5 * logs[0][0]["loss"] and logs[0][-1]["mean_token_accuracy"] > 0.9
     assert np.array_equal(right, scores(learned[1])) and not learned[0].model.training
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_a_killed_fine_tuning_goes_on_from_its_last_whole_checkpoint_and_ends_alike(rank, tmp_path, monkeypatch):
+    monkeypatch.setattr("cotlib.judge.LEAST_MASS", 0.0)
+
+    class Killed(BaseException):
+        pass
+
+    def of_steps(n_left, seen):
+        """A progress that counts the steps of the optimizer, and kills the training when none is left."""
+
+        @contextmanager
+        def progress(total, what, unit):
+            def advance(n):
+                seen.append(n)
+                if len(seen) == n_left:
+                    raise Killed
+
+            yield advance
+
+        return progress
+
+    options, whole, torn, resumed, steps = TuneOptions(4, 16, 1e-2, rank), fresh(), fresh(), fresh(), []
+    log = fine_tune(whole, rows(), paint_of(96), options, tmp_path / "whole")
+    assert not list((tmp_path / "whole").rglob("checkpoint-*"))
+    monkeypatch.setattr("cotlib.tuning.progress", of_steps(11, []))
+    with pytest.raises(Killed):
+        fine_tune(torn, rows(), paint_of(96), options, tmp_path / "torn")
+    (tmp_path / "torn/checkpoints/checkpoint-11").mkdir()  # killed again while it wrote the next one
+    monkeypatch.setattr("cotlib.tuning.progress", of_steps(None, steps))
+    again = fine_tune(resumed, rows(), paint_of(96), options, tmp_path / "torn")
+    assert 0 < len(steps) < 16  # it did not begin anew
+    assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in log], abs=1e-6)
+    assert np.allclose(scores(whole), scores(resumed), atol=1e-6)
 
 
 def test_the_log_holds_numbers_only_whatever_the_attention(tmp_path):

@@ -167,12 +167,13 @@ def answers(
 
 
 def auc_by_task(answered: pd.DataFrame, seed: int) -> dict[str, Estimate]:
-    """AUC of P(yes) within each task and overall, intervals over prompts; a task of one kind only is left out."""
+    """AUC of P(yes) within each task and overall, intervals over prompts; a task of one kind or one prompt only is left
+    out."""
     parts = {"overall": answered, **{task: answered[answered.task == task] for task in TASKS}}
     return {
         name: stats.auc_interval(part.p_yes, part.correct, part.prompt, seed=seed)
         for name, part in parts.items()
-        if part.correct.nunique() == 2
+        if part.correct.nunique() == 2 and part.prompt.nunique() > 1
     }
 
 
@@ -209,20 +210,21 @@ def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
     def finish(requests: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
         return list(final(decode(generator, *map(list, zip(*requests, strict=True)), decode_options(run))).codes)
 
-    codes, decoding = _timed(lambda: in_batches(finish, list(zip(texts, seeds, strict=True))))
+    rounds = 1 if run.effort.watermark else 3
+    codes, decoding = _timed(lambda: in_batches(finish, list(zip(texts, seeds, strict=True))), rounds)
     images = tokenizer.decode(torch.stack(codes))
-    _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts))
+    _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts), rounds)
     seconds = {"speed/decode": decoding, "speed/evaluate": evaluating}
     if run.scale.offline:
         judge, questions = load_judge(run.scale), [outcome_question(text) for text in texts]
-        _, seconds["speed/judge"] = _timed(lambda: judge.p_yes(images, questions))
+        _, seconds["speed/judge"] = _timed(lambda: judge.p_yes(images, questions), rounds)
     return {name: (n / spent, n) for name, spent in seconds.items()}
 
 
-def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
-    """Result and median wall time, s, of three calls after a first that fills caches."""
+def _timed(job: Callable[[], Any], rounds: int) -> tuple[Any, float]:
+    """Result and median wall time, s, of some calls after a first that fills caches."""
     result, seconds = job(), []
-    for _ in range(3):
+    for _ in range(rounds):
         start = time.perf_counter()
         job()
         seconds.append(time.perf_counter() - start)
