@@ -36,7 +36,7 @@ from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
 from .showo import Showo
-from .tuning import Advance, last_checkpoint, lora, on_one_device
+from .tuning import Advance, last_checkpoint, log_and_save, lora, on_one_device
 
 GUIDANCE = ("none", "policy-gradient", "detached")
 REWARD = "guide/reward"  # of a step, in the trainer's history
@@ -338,10 +338,9 @@ def _settings(
         max_length=None,
         bf16=has_bf16(model.device.type),
         activation_checkpointing=False,
-        logging_steps=max(1, n_steps // 25),
+        **log_and_save(n_steps),
         logging_nan_inf_filter=False,
         save_strategy="steps" if checkpoints else "no",
-        save_steps=max(1, n_steps // 5),
         save_total_limit=1,
         report_to=[],
         use_cpu=model.device.type == "cpu",

@@ -135,6 +135,13 @@ def supervise(
     return model.eval(), [{k: v for k, v in record.items() if k != "num_tokens"} for record in history]
 
 
+def log_and_save(n_steps: int) -> dict[str, int]:
+    """How often a trainer logs, about 25 times, and saves, at every fifth of these: a record is a mean over the steps
+    since the last one, of which a checkpoint in between would forget some."""
+    often = max(1, n_steps // 25)
+    return {"logging_steps": often, "save_steps": 5 * often}
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The trainer's latest checkpoint in a folder that was written to its end, which is its state; None for none.
 
@@ -166,10 +173,9 @@ def _settings(model: PreTrainedModel, options: TuneOptions, n_steps: int, folder
         max_length=None,
         bf16=has_bf16(model.device.type),
         activation_checkpointing=options.lora_rank is not None,
-        logging_steps=max(1, n_steps // 25),
+        **log_and_save(n_steps),
         logging_nan_inf_filter=False,
         save_strategy="steps",
-        save_steps=max(1, n_steps // 5),
         save_total_limit=1,
         report_to=[],
         use_cpu=model.device.type == "cpu",

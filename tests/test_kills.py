@@ -2,7 +2,7 @@
 
 Five kills of the smallest chain run with the other tests. `make kill-test` does fifty of a chain with tables, figures
 and a report; `make kill-test CHAIN=real` those of the notebooks themselves at effort quick, for hours, and with
-EFFORT=smoke at effort smoke, for one.
+EFFORT=smoke at effort smoke.
 """
 
 import json
@@ -99,12 +99,13 @@ class RealChain:
     spares making one."""
 
     def __init__(self, folder: Path) -> None:
-        self.outputs = folder
+        self.outputs, self.effort = folder, os.environ.get("EFFORT", "quick")
         if "FINISHED" in os.environ:
-            shutil.copytree(os.environ["FINISHED"], folder)
+            here = Path("pocket", self.effort)
+            shutil.copytree(os.environ["FINISHED"] / here, folder / here)
 
     def start(self, force: bool = False):
-        words = ["run", "--scale", "pocket", "--effort", os.environ.get("EFFORT", "quick")]
+        words = ["run", "--scale", "pocket", "--effort", self.effort]
         words += ["01_baseline", "--force"] if force else []
         where = {**os.environ, "COTLIB_OUTPUTS": str(self.outputs)}
         root = Path(__file__).parents[1]
@@ -140,6 +141,7 @@ def kill_again_and_again(subject, n_kills: int) -> None:
     compared; every other series starts as a forced re-run over a finished result."""
     subject.finish()
     duration = sum(store.read_json(path)["spent"] for path in subject.outputs.rglob("run.json"))
+    longest = max(60, duration / 10)  # s: whatever a notebook does without leaving a trace must fit
     whole, kills, ends = fingerprint(subject.outputs), 0, 0
     rng = random.Random(os.environ.get("KILL_SEED"))
     while kills < n_kills:
@@ -147,7 +149,7 @@ def kill_again_and_again(subject, n_kills: int) -> None:
         if not force:
             shutil.rmtree(subject.outputs)
         while code != 0:
-            running, moment = subject.start(force), rng.uniform(0, duration / 6)
+            running, moment = subject.start(force), rng.uniform(0, longest / rng.choice((1, 10)))
             force = False
             if kills + here < n_kills:
                 try:

@@ -78,16 +78,16 @@ def test_a_killed_fine_tuning_goes_on_from_its_last_whole_checkpoint_and_ends_al
 
         return progress
 
-    options, whole, torn, resumed, steps = TuneOptions(4, 16, 1e-2, rank), fresh(), fresh(), fresh(), []
-    log = fine_tune(whole, rows(), paint_of(96), options, tmp_path / "whole")
+    options, whole, torn, resumed, steps = TuneOptions(13, 4, 1e-2, rank), fresh(), fresh(), fresh(), []
+    log = fine_tune(whole, rows(16), paint_of(96), options, tmp_path / "whole")
     assert not list((tmp_path / "whole").rglob("checkpoint-*"))
-    monkeypatch.setattr("cotlib.tuning.progress", of_steps(11, []))
+    monkeypatch.setattr("cotlib.tuning.progress", of_steps(14, []))
     with pytest.raises(Killed):
-        fine_tune(torn, rows(), paint_of(96), options, tmp_path / "torn")
-    (tmp_path / "torn/checkpoints/checkpoint-11").mkdir()  # killed again while it wrote the next one
+        fine_tune(torn, rows(16), paint_of(96), options, tmp_path / "torn")
+    (tmp_path / "torn/checkpoints/checkpoint-14").mkdir()  # killed again while it wrote the next one
     monkeypatch.setattr("cotlib.tuning.progress", of_steps(None, steps))
-    again = fine_tune(resumed, rows(), paint_of(96), options, tmp_path / "torn")
-    assert 0 < len(steps) < 16  # it did not begin anew
+    again = fine_tune(resumed, rows(16), paint_of(96), options, tmp_path / "torn")
+    assert 0 < len(steps) < 52  # it did not begin anew
     assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in log], abs=1e-6)
     assert np.allclose(scores(whole), scores(resumed), atol=1e-6)
 

@@ -46,7 +46,7 @@ def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
 
 
 def test_the_generator_draws_single_objects_and_leaves_work_to_a_verifier():
-    asked = [p for p in PROMPTS for _ in range(4)]
+    asked = [p for p in PROMPTS for _ in range(2)]
     steps = decode(load_generator(POCKET), [p.text for p in asked], list(range(len(asked))), DecodeOptions())
     said = load_evaluator(POCKET).evaluate(load_tokenizer(POCKET).decode(final(steps).codes), asked)
     right = {task: np.mean([v.correct for v, p in zip(said, asked, strict=True) if p.task == task]) for task in TASKS}
