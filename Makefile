@@ -1,8 +1,9 @@
 # Needs Python 3.11 or later and nothing else; everything goes into .venv.
-#   make reproduce            the notebooks, minutes to hours; cotlib doctor estimates it
+#   make reproduce            the notebooks, an hour or less; cotlib status shows what each took
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests, on up to four cores
-#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, hours, or an hour with EFFORT=smoke
+#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, two hours;
+#                             FINISHED=outputs spares one run, if they are of this commit and were empty before it
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make readme               bring the README up to date with docs/results, after: cotlib publish

@@ -6,6 +6,7 @@ digest. A folder that is not as its manifest says is set aside as *.corrupt and 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .provenance import file_entry
 from .store import digest, quarantine, read_json, write_json
 
 MANIFEST = "model.json"
+CHECKPOINTS = "checkpoints"  # in a folder whose training goes on
 VARIANT = "-variant"  # ends the name of a model that was made with other options than its name stands for
 
 
@@ -29,21 +31,26 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
     """The folder of the model that `what` determines; `train(folder)` fills it if there is none.
 
     What `train` returns (a log, a duration) is kept in the manifest under "notes". A killed training leaves a folder
-    without a manifest, in which the next call trains again: `train` may find its own checkpoints there, and removes
-    them at its end.
+    without a manifest, in which the next call trains again: of what is there, `train` finds its own `CHECKPOINTS` only,
+    which go once the manifest is there, so that half of them is never read.
     """
     folder = folder_of(models, name, what)
     if (folder / MANIFEST).is_file():
         if not damage(folder):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
             return folder
         print(
             f"{folder} is corrupt: {damage(folder)}; set aside as {quarantine(folder).name}, trained again", flush=True
         )
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if left.name != CHECKPOINTS:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     notes = train(folder)
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] != CHECKPOINTS)
     entries = {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
     write_json(folder / MANIFEST, {"name": name, "what": dict(what), "notes": dict(notes), "files": entries})
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
 
 

@@ -8,7 +8,7 @@ own loss, logging and low-rank adapters stay as they are.
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,17 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from .judge import Judge
+from .models import CHECKPOINTS
 from .precision import has_bf16
 from .progress import progress
 from .search import Paint
+from .store import read_json, write_json
 
 # What the adapters of a 7B judge change: the projections of the language model. The eye and the projector stay.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+SECONDS = "seconds.json"  # beside the checkpoints
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,27 @@ class RowTrainer(SFTTrainer):
 
 
 class Advance(TrainerCallback):
-    """Tells a progress of every step of the optimizer."""
+    """Tells a progress of every step of the optimizer, and notes beside the checkpoints how long they took.
+
+    It keeps the trainer from a checkpoint after the last step: a training that goes on from there takes one too many.
+    """
 
     def __init__(self, advance: Callable[[int], None]):
         self.advance = advance
 
-    def on_step_end(self, *args, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begun = time.perf_counter()
+        if state.global_step:
+            self.advance(state.global_step)
+            self.begun -= seconds_before(Path(args.output_dir))
+
+    def on_save(self, args, state, control, **kwargs):
+        write_json(Path(args.output_dir) / SECONDS, time.perf_counter() - self.begun)
+
+    def on_step_end(self, args, state, control, **kwargs):
         self.advance(1)
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
 
 def fine_tune(judge: Judge, data: Dataset, paint: Paint, options: TuneOptions, folder: Path) -> list[dict[str, float]]:
@@ -109,12 +128,13 @@ def supervise(
 
     Returns it (adapters on the modules `targets` merged) and the log, one record {"step", "loss",
     "mean_token_accuracy", ...} a while. torch's global random state is as before afterwards. folder: where the trainer
-    may write; a training that was killed goes on from its last checkpoint there. Raises ValueError for no data.
+    may write; a training that was killed goes on from its last checkpoint there, and who calls removes `CHECKPOINTS`
+    at the end. Raises ValueError for no data.
     """
     if not len(data):
         raise ValueError("no examples to learn from")
     n_steps = int(np.ceil(len(data) / options.batch_size) * options.epochs)
-    checkpoints, drop_last = Path(folder) / "checkpoints", len(data) >= options.batch_size
+    checkpoints, drop_last = Path(folder) / CHECKPOINTS, len(data) >= options.batch_size
     settings = on_one_device(_settings(model, options, n_steps, checkpoints, drop_last))
     with torch.random.fork_rng(), progress(n_steps, "fine-tuning", "steps") as advance:
         trainer = RowTrainer(
@@ -128,7 +148,6 @@ def supervise(
         )
         trainer.remove_callback(PrinterCallback)  # the progress says enough, the log is returned
         trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    shutil.rmtree(checkpoints, ignore_errors=True)
     model = model if options.lora_rank is None else trainer.model.merge_and_unload()
     history = (record for record in trainer.state.log_history if "loss" in record)
     # The trainer counts tokens as the sum of the mask, which is no number where the mask holds -inf.
@@ -136,8 +155,8 @@ def supervise(
 
 
 def log_and_save(n_steps: int) -> dict[str, int]:
-    """How often a trainer logs, about 25 times, and saves, at every fifth of these: a record is a mean over the steps
-    since the last one, of which a checkpoint in between would forget some."""
+    """How often a trainer logs, about 25 times, and saves, every fifth time: a record is a mean over the steps since
+    the last one, of which a checkpoint in between would forget some."""
     often = max(1, n_steps // 25)
     return {"logging_steps": often, "save_steps": 5 * often}
 
@@ -156,6 +175,12 @@ def last_checkpoint(folder: Path) -> str | None:
     return max(whole)[1] if whole else None
 
 
+def seconds_before(checkpoints: Path) -> float:
+    """How long it took to train up to the last checkpoint; 0 where there is none to go on from."""
+    noted = Path(checkpoints) / SECONDS
+    return read_json(noted) if noted.is_file() and last_checkpoint(checkpoints) else 0.0
+
+
 def on_one_device(settings: TrainingArguments) -> TrainingArguments:
     """Of several GPUs one is used, however many torch sees: TRL refuses what transformers would do with them."""
     settings._n_gpu = min(1, settings.n_gpu)
@@ -169,7 +194,7 @@ def _settings(model: PreTrainedModel, options: TuneOptions, n_steps: int, folder
         per_device_train_batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, n_steps // 20),
+        warmup_steps=min(n_steps - 1, max(1, n_steps // 20)),  # the first step of a warm-up changes nothing
         max_length=None,
         bf16=has_bf16(model.device.type),
         activation_checkpointing=options.lora_rank is not None,

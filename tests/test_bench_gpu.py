@@ -54,6 +54,6 @@ def test_a_step_of_dpo_is_timed_and_leaves_no_checkpoint(monkeypatch):
 @pytest.mark.parametrize("checkpoints", [True, False])
 def test_an_alignment_keeps_checkpoints_only_if_it_is_asked_to(tmp_path, checkpoints):
     pairs = [{"prompt": "a photo of a dog", "chosen_codes": [1] * 16, "rejected_codes": [2] * 16}] * 2
-    model = bench_gpu.random_generator(TINY, "cpu")
-    preference.align(model, pairs, [], preference.PreferenceOptions(batch_size=2), tmp_path, checkpoints=checkpoints)
+    model, options = bench_gpu.random_generator(TINY, "cpu"), preference.PreferenceOptions(batch_size=2, epochs=6)
+    preference.align(model, pairs, [], options, tmp_path, checkpoints=checkpoints)
     assert bool(list(tmp_path.glob("checkpoint-*"))) is checkpoints

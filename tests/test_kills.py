@@ -95,14 +95,16 @@ class ToyChain:
 
 
 class RealChain:
-    """The project's own notebooks, by the command line. FINISHED names outputs with a run that nobody killed, which
-    spares making one."""
+    """The project's own notebooks, by the command line. FINISHED names outputs of this commit with a run that nobody
+    killed, in a folder that was empty before it; that spares making one."""
 
     def __init__(self, folder: Path) -> None:
         self.outputs, self.effort = folder, os.environ.get("EFFORT", "quick")
         if "FINISHED" in os.environ:
             here = Path("pocket", self.effort)
             shutil.copytree(os.environ["FINISHED"] / here, folder / here)
+            made_at = [store.read_json(path)["git"] for path in folder.rglob("run.json")]
+            assert made_at and all(git == provenance.git_state() for git in made_at), "FINISHED is of another commit"
 
     def start(self, force: bool = False):
         words = ["run", "--scale", "pocket", "--effort", self.effort]

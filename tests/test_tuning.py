@@ -1,7 +1,7 @@
 """Fine-tuning a tiny judge with TRL, whole and with low-rank adapters; trained models on disk."""
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, TrainingArgumen
 
 from cotlib import models
 from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
-from cotlib.tuning import Collator, TuneOptions, fine_tune, on_one_device
+from cotlib.tuning import Collator, TuneOptions, fine_tune, on_one_device, seconds_before
 
 ASKED = outcome_question("a photo of a dog")
 
@@ -58,38 +58,47 @@ def test_the_judge_learns_what_the_examples_say_and_training_is_repeatable(tmp_p
 
 
 @pytest.mark.parametrize("rank", [None, 4])
-def test_a_killed_fine_tuning_goes_on_from_its_last_whole_checkpoint_and_ends_alike(rank, tmp_path, monkeypatch):
+@pytest.mark.parametrize("last", [14, None])
+def test_a_killed_fine_tuning_goes_on_from_its_last_whole_checkpoint_and_ends_alike(rank, last, tmp_path, monkeypatch):
+    """Killed in the middle or after the last step; the batches of an epoch are no whole number."""
     monkeypatch.setattr("cotlib.judge.LEAST_MASS", 0.0)
 
     class Killed(BaseException):
         pass
 
-    def of_steps(n_left, seen):
-        """A progress that counts the steps of the optimizer, and kills the training when none is left."""
+    def counted(seen, last=None):
+        """A progress that counts the steps of the optimizer, and kills the training at the last."""
 
         @contextmanager
         def progress(total, what, unit):
             def advance(n):
                 seen.append(n)
-                if len(seen) == n_left:
+                if sum(seen) == last:
                     raise Killed
 
             yield advance
 
         return progress
 
-    options, whole, torn, resumed, steps = TuneOptions(13, 4, 1e-2, rank), fresh(), fresh(), fresh(), []
-    log = fine_tune(whole, rows(16), paint_of(96), options, tmp_path / "whole")
-    assert not list((tmp_path / "whole").rglob("checkpoint-*"))
-    monkeypatch.setattr("cotlib.tuning.progress", of_steps(14, []))
-    with pytest.raises(Killed):
-        fine_tune(torn, rows(16), paint_of(96), options, tmp_path / "torn")
-    (tmp_path / "torn/checkpoints/checkpoint-14").mkdir()  # killed again while it wrote the next one
-    monkeypatch.setattr("cotlib.tuning.progress", of_steps(None, steps))
-    again = fine_tune(resumed, rows(16), paint_of(96), options, tmp_path / "torn")
-    assert 0 < len(steps) < 52  # it did not begin anew
-    assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in log], abs=1e-6)
-    assert np.allclose(scores(whole), scores(resumed), atol=1e-6)
+    options, whole, torn, resumed, steps = TuneOptions(11, 4, 1e-2, rank), fresh(), fresh(), fresh(), []
+    log = fine_tune(whole, rows(18), paint_of(96), options, tmp_path / "whole")
+    monkeypatch.setattr("cotlib.tuning.progress", counted([], last))
+    with pytest.raises(Killed) if last else nullcontext():
+        fine_tune(torn, rows(18), paint_of(96), options, tmp_path / "torn")
+    (tmp_path / "torn/checkpoints/checkpoint-54").mkdir()  # killed again while it wrote the next one
+    monkeypatch.setattr("cotlib.tuning.progress", counted(steps))
+    before = seconds_before(tmp_path / "torn/checkpoints")
+    again = fine_tune(resumed, rows(18), paint_of(96), options, tmp_path / "torn")
+    assert 0 < before and (last is None or before < seconds_before(tmp_path / "torn/checkpoints"))
+    assert sum(steps) == 55 and 1 < steps[0]  # it did not begin anew
+    assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in log]
+    assert np.array_equal(scores(whole), scores(resumed))
+
+
+def test_one_step_of_training_changes_weights(tmp_path):
+    judge, before = fresh(), fresh().model.state_dict()  # noqa: F811
+    fine_tune(judge, rows(8), paint_of(96), TuneOptions(1, 8, 1e-2), tmp_path)
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in judge.model.state_dict().items())
 
 
 def test_the_log_holds_numbers_only_whatever_the_attention(tmp_path):
@@ -154,12 +163,24 @@ def test_a_model_is_trained_once_and_found_again_by_what_it_depends_on(tmp_path)
     assert models.notes(first) == {"seconds": 1.0}
 
 
-def test_an_interrupted_training_counts_for_nothing(tmp_path):
+def test_an_interrupted_training_leaves_its_checkpoints_to_the_next_and_nothing_else(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         models.trained(tmp_path, "orm", {}, Trains(fails=True))
-    train = Trains()
-    models.trained(tmp_path, "orm", {}, train)
-    assert train.n == 1
+    folder = models.folder_of(tmp_path, "orm", {})
+    for litter in (".tmpA1b2C3", "data/.README.md.x.tmp", f"{models.CHECKPOINTS}/checkpoint-1/weights"):
+        (folder / litter).parent.mkdir(parents=True, exist_ok=True)
+        (folder / litter).write_text("x")
+    found, train = [], Trains()
+    models.trained(tmp_path, "orm", {}, lambda at: found.extend(sorted(p.name for p in at.iterdir())) or train(at))
+    assert train.n == 1 and found == [models.CHECKPOINTS]
+    assert sorted(path.name for path in folder.iterdir()) == [models.MANIFEST, "weights"]
+    assert list(json.loads((folder / models.MANIFEST).read_text())["files"]) == ["weights"]
+
+
+def test_checkpoints_that_a_kill_left_in_a_finished_model_go(tmp_path):
+    folder = models.trained(tmp_path, "orm", {}, Trains())
+    (folder / models.CHECKPOINTS).mkdir()
+    assert models.trained(tmp_path, "orm", {}, Trains()) == folder and not (folder / models.CHECKPOINTS).exists()
 
 
 @pytest.mark.parametrize("harm", ["weights changed", "weights gone", "manifest torn", "manifest of another kind"])

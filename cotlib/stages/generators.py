@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from ..run import Run
 from ..search import Score
 from ..seeds import sample_seed
 from ..showo import Showo
-from ..tuning import TuneOptions
+from ..tuning import TuneOptions, seconds_before
 from ..verifiers import named
 from .data import ranking_data
 from .judges import verifier_score
@@ -116,7 +115,8 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
         what |= {"guide": how.guide, "guide_depends_on": dict(identity)}
 
     def train(folder: Path) -> dict[str, Any]:
-        begun, checkpoints = time.perf_counter(), folder / "checkpoints"
+        checkpoints = folder / models.CHECKPOINTS
+        begun = time.perf_counter() - seconds_before(checkpoints)
         model = generator_to_train(run.scale, before.folder)
         asked = _asked(data.pool.prompts, held_out, options.seed)
         guide = None if score is None else _guide(run, model, asked, score, options)
@@ -124,7 +124,6 @@ def aligned(run: Run, name: str, **changes: Any) -> AlignedGenerator:
         with progress(n_steps, f"aligning {name}", "steps") as advance:
             made = align(model, training, held_out, options, checkpoints, guide=guide, advance=advance)
         model.save_pretrained(folder)
-        shutil.rmtree(checkpoints)
         return {
             "log": made.log,
             "pair_accuracy": made.pair_accuracy,
@@ -173,7 +172,7 @@ def correcting(run: Run) -> Corrected:
         options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
 
     def train(folder: Path) -> dict[str, Any]:
-        begun = time.perf_counter()
+        begun = time.perf_counter() - seconds_before(folder / models.CHECKPOINTS)
         model, log = learn_to_correct(generator_to_train(run.scale), groups, options, folder)
         model.save_pretrained(folder)
         return {"log": log, "groups": count_pairs(groups), "seconds": round(time.perf_counter() - begun, 1)}

@@ -17,7 +17,7 @@ from ..parm import Parm
 from ..reflection import Look, reflect, reflection_examples
 from ..run import Run
 from ..search import Score
-from ..tuning import TuneOptions, fine_tune
+from ..tuning import TuneOptions, fine_tune, seconds_before
 from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of, remembered
 from .data import NOT_OF_A_PATH, ranking_data, rolled_out
 from .sources import once, weights_digest, without
@@ -138,7 +138,7 @@ def _tuned(
     }
 
     def train(folder: Path) -> dict[str, Any]:
-        begun = time.perf_counter()
+        begun = time.perf_counter() - seconds_before(folder / models.CHECKPOINTS)
         data = ranking.balanced(examples, run.seed)
         ranking.save(data, folder / "data", depends_on)
         judge = judge_to_train(run.scale, start)
