@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ import pytest
 from test_rerun import POOL, TABLE
 from toy_project import make_project, write_notebook
 
-from cotlib import chain, provenance, store
+from cotlib import chain, models, provenance, store
 from cotlib.config import COMPUTED
 
 TIMES = ("cost/", "speed/")  # measurements of time, which no two runs have alike
@@ -138,12 +139,35 @@ def kill_at_random(subject, n_kills: int) -> None:
         print(f"{kills}/{n_kills}: killed at {moment:.2f} s, finished in {time.monotonic() - start:.1f} s, equal")
 
 
+def traces(outputs: Path) -> dict[Path, int]:
+    """Sizes of the files that a run goes on from: ledgers, checkpoints of trainings, manifests."""
+    sizes = {}
+    for path in (Path(folder, name) for folder, _, names in os.walk(outputs) for name in names):
+        if path.suffix == ".jsonl" or path.name == "run.json" or models.CHECKPOINTS in path.parts:
+            with suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+    return sizes
+
+
+def kill_somewhere(running: subprocess.Popen, outputs: Path, rng: random.Random, longest: float) -> int:
+    """Kill a run at a random moment; its exit code. One of three is killed within `longest` seconds, the others within
+    that time after they left a trace: otherwise a notebook whose last cells leave none would never end."""
+    if rng.random() > 1 / 3:
+        before = traces(outputs)
+        while running.poll() is None and traces(outputs) == before:
+            time.sleep(0.2)
+    try:
+        running.wait(rng.uniform(0, longest))
+    except subprocess.TimeoutExpired:
+        running.kill()
+    return running.wait()
+
+
 def kill_again_and_again(subject, n_kills: int) -> None:
     """The same for a chain that takes minutes: one run after another is killed until one ends by itself, which is
     compared; every other series starts as a forced re-run over a finished result."""
     subject.finish()
     duration = sum(store.read_json(path)["spent"] for path in subject.outputs.rglob("run.json"))
-    longest = max(60, duration / 10)  # s: whatever a notebook does without leaving a trace must fit
     whole, kills, ends = fingerprint(subject.outputs), 0, 0
     rng = random.Random(os.environ.get("KILL_SEED"))
     while kills < n_kills:
@@ -151,17 +175,14 @@ def kill_again_and_again(subject, n_kills: int) -> None:
         if not force:
             shutil.rmtree(subject.outputs)
         while code != 0:
-            running, moment = subject.start(force), rng.uniform(0, longest / rng.choice((1, 10)))
-            force = False
+            running, force, start = subject.start(force), False, time.monotonic()
             if kills + here < n_kills:
-                try:
-                    running.wait(moment)
-                except subprocess.TimeoutExpired:
-                    running.kill()
-            code = running.wait()
+                code = kill_somewhere(running, subject.outputs, rng, 2 * duration / n_kills)
+            else:
+                code = running.wait()
             assert code in (0, -9), f"exit code {code} after {kills + here} kills"
             here += code == -9
-            print(f"{kills + here}/{n_kills}: exit code {code}, at {moment:.1f} s at the latest", flush=True)
+            print(f"{kills + here}/{n_kills}: exit code {code} after {time.monotonic() - start:.1f} s", flush=True)
         kills, ends = kills + here, ends + 1
         end = fingerprint(subject.outputs)
         differ = sorted(name for name in {*end, *whole} if end.get(name) != whole.get(name))
