@@ -276,7 +276,7 @@ def test_the_doctor_reckons_with_the_newest_speeds_of_this_machine(outputs):
     measured(decode=20.0, judge=100.0)
     said = list(doctor.report(["pocket"]))
     assert any("measured in pocket/quick/01_baseline: decode 20 pictures/s, judge 100 pictures/s" in s for s in said)
-    assert "  effort quick, 3000 pictures: decode 2.5 min, judge 30 s" in said
+    assert "  effort quick, 960 pictures: decode 48 s, judge 10 s" in said
     assert "  effort full, 33180 pictures: decode 27.6 min, judge 5.5 min" in said
 
 
