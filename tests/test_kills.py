@@ -139,23 +139,26 @@ def kill_at_random(subject, n_kills: int) -> None:
         print(f"{kills}/{n_kills}: killed at {moment:.2f} s, finished in {time.monotonic() - start:.1f} s, equal")
 
 
-def traces(outputs: Path) -> dict[Path, int]:
-    """Sizes of the files that a run goes on from: ledgers, checkpoints of trainings, manifests."""
-    sizes = {}
-    for path in (Path(folder, name) for folder, _, names in os.walk(outputs) for name in names):
-        if path.suffix == ".jsonl" or path.name == "run.json" or models.CHECKPOINTS in path.parts:
-            with suppress(FileNotFoundError):
-                sizes[path] = path.stat().st_size
-    return sizes
+def traces(outputs: Path) -> tuple[int, int, int]:
+    """What a run has left to go on from: bytes of ledgers, files of checkpoints, finished notebooks."""
+    files = [Path(folder, name) for folder, _, names in os.walk(outputs) for name in names]
+    n_bytes = 0
+    for path in (path for path in files if path.suffix == ".jsonl"):
+        with suppress(FileNotFoundError):
+            n_bytes += path.stat().st_size
+    finished = [path for path in files if path.name == "executed.html" and len(path.relative_to(outputs).parts) == 4]
+    return n_bytes, sum(models.CHECKPOINTS in path.parts for path in files), len(finished)
 
 
 def kill_somewhere(running: subprocess.Popen, outputs: Path, rng: random.Random, longest: float) -> int:
     """Kill a run at a random moment; its exit code. One of three is killed within `longest` seconds, the others within
-    that time after they left a trace: otherwise a notebook whose last cells leave none would never end."""
+    that time after they left another trace: otherwise a notebook whose last cells leave none would never end."""
     if rng.random() > 1 / 3:
-        before = traces(outputs)
-        while running.poll() is None and traces(outputs) == before:
+        least = now = traces(outputs)
+        while running.poll() is None and all(n <= m for n, m in zip(now, least, strict=True)):
             time.sleep(0.2)
+            # An earlier result that is set aside is a trace less, not one more.
+            least, now = tuple(map(min, least, now)), traces(outputs)
     try:
         running.wait(rng.uniform(0, longest))
     except subprocess.TimeoutExpired:
@@ -188,6 +191,26 @@ def kill_again_and_again(subject, n_kills: int) -> None:
         differ = sorted(name for name in {*end, *whole} if end.get(name) != whole.get(name))
         assert not differ, f"after {here} kills in a row"
         print(f"{kills}/{n_kills}: the end of {here} kills is that of a run that nobody killed", flush=True)
+
+
+def test_a_kill_waits_for_one_more_trace_and_not_for_one_less(tmp_path):
+    class Late(random.Random):
+        def random(self):
+            return 1.0
+
+        def uniform(self, a, b):
+            return 0.0
+
+    finished = store.atomic_write(tmp_path / "pocket/smoke/01_baseline/executed.html", "")
+    code = """if True:
+        import pathlib, sys, time
+        pathlib.Path(sys.argv[1]).unlink()
+        time.sleep(0.7)
+        pathlib.Path(sys.argv[2]).write_text("a line")
+        time.sleep(60)"""
+    running = subprocess.Popen([sys.executable, "-c", code, str(finished), str(tmp_path / "a.jsonl")])
+    assert kill_somewhere(running, tmp_path, Late(), 60) == -9
+    assert (tmp_path / "a.jsonl").is_file() and not finished.exists()
 
 
 def test_five_kills_of_the_smallest_chain(tmp_path):
