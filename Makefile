@@ -2,7 +2,7 @@
 #   make reproduce            the notebooks, an hour or less; cotlib status shows what each took
 #   make reproduce EFFORT=smoke
 #   make test                 lint and tests, on up to four cores
-#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, two hours;
+#   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, hours;
 #                             FINISHED=outputs spares one run, if they are of this commit and were empty before it
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
