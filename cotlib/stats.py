@@ -141,7 +141,10 @@ def auc(scores: Sequence[float], labels: Sequence[bool]) -> float:
 
     Raises ValueError where all labels are alike, as it is then undefined.
     """
-    return _auc(*_checked(scores, labels))
+    scores, labels = _checked(scores, labels)
+    n_positive, n_negative = int(labels.sum()), int((~labels).sum())
+    u = rankdata(scores)[labels].sum() - n_positive * (n_positive + 1) / 2  # Mann and Whitney's
+    return float(u / (n_positive * n_negative))
 
 
 def auc_interval(
@@ -161,27 +164,29 @@ def auc_interval(
     members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    rows = [np.array(of_group) for of_group in members.values()]
-    if len(rows) < 2:
-        raise ValueError(f"an interval over groups needs at least two of them, got {len(rows)}; use auc")
+    if len(members) < 2:
+        raise ValueError(f"an interval over groups needs at least two of them, got {len(members)}; use auc")
+    wins, n_positive, n_negative = _wins(scores, labels, list(members.values()))
 
-    def statistic(chosen: np.ndarray) -> float:
-        picked = np.concatenate([rows[i] for i in chosen])
-        return _auc(scores[picked], labels[picked])
+    def statistic(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        times = np.apply_along_axis(np.bincount, axis, chosen, minlength=len(members))  # how often each group is in
+        pairs = (times @ n_positive) * (times @ n_negative)
+        with np.errstate(invalid="ignore"):
+            return ((times @ wins) * times).sum(-1) / pairs
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegenerateDataWarning)  # of the NaN resamples, left out below
         resampled = bootstrap(
-            (np.arange(len(rows)),),
+            (np.arange(len(members)),),
             statistic,
-            vectorized=False,
+            vectorized=True,
             n_resamples=N_RESAMPLES,
             method="percentile",
             rng=np.random.default_rng(seed),
         ).bootstrap_distribution
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    return Estimate(_auc(scores, labels), float(low), float(high), len(rows))
+    return Estimate(auc(scores, labels), float(low), float(high), len(members))
 
 
 def _checked(scores: Sequence[float], labels: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
@@ -195,11 +200,19 @@ def _checked(scores: Sequence[float], labels: Sequence[bool]) -> tuple[np.ndarra
     return scores, labels
 
 
-def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """The Mann-Whitney statistic over the number of pairs; NaN where all labels are alike."""
-    n_positive = int(labels.sum())
-    n_negative = len(labels) - n_positive
-    if not n_positive or not n_negative:
-        return math.nan
-    u = rankdata(scores)[labels].sum() - n_positive * (n_positive + 1) / 2
-    return float(u / (n_positive * n_negative))
+def _wins(
+    scores: np.ndarray, labels: np.ndarray, groups: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How often positives of one group outscore negatives of another, ties half [G, G]; positives, negatives [G].
+
+    A resample of whole groups is a number of times for each group, so its AUC is a quadratic form in those numbers.
+    """
+    positives = [scores[of_group][labels[of_group]] for of_group in groups]
+    negatives = [np.sort(scores[of_group][~labels[of_group]]) for of_group in groups]
+    n_positive, n_negative = np.array([*map(len, positives)]), np.array([*map(len, negatives)])
+    one_by_one, group = np.concatenate(positives), np.repeat(np.arange(len(groups)), n_positive)
+    wins = np.empty((len(groups), len(groups)))
+    for i, of_group in enumerate(negatives):
+        below = (of_group.searchsorted(one_by_one) + of_group.searchsorted(one_by_one, "right")) / 2
+        wins[:, i] = np.bincount(group, below, minlength=len(groups))
+    return wins, n_positive, n_negative

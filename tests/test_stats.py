@@ -183,6 +183,17 @@ def test_candidates_of_one_prompt_stand_or_fall_together():
     assert surer.high - surer.low > 1.3 * (grouped.high - grouped.low)
 
 
+def test_the_interval_of_an_auc_is_that_of_resampled_groups_counted_pair_by_pair():
+    rng = np.random.default_rng(5)
+    scores, labels, groups = rng.integers(0, 9, 40), rng.random(40) < 0.4, rng.permutation(np.repeat(np.arange(8), 5))
+    aucs = []
+    for chosen in rng.integers(0, 8, (4000, 8)):
+        picked = np.concatenate([np.flatnonzero(groups == group) for group in chosen])
+        aucs.append(auc(scores[picked], labels[picked]))
+    found = auc_interval(scores, labels, list(groups))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(aucs, [0.025, 0.975])), abs=0.03)
+
+
 def test_resamples_of_one_kind_only_do_not_spoil_the_interval():
     estimate = auc_interval([0.1, 0.9, 0.5], [0, 1, 0], ["a", "b", "c"])
     assert (estimate.low, estimate.value, estimate.high) == (1.0, 1.0, 1.0)
