@@ -213,7 +213,7 @@ def test_the_512_px_scale_has_the_same_tokenizer_and_its_own_generator(weights):
 
 def test_a_batch_that_does_not_fit_is_halved_where_speed_is_measured(weights, monkeypatch):
     """Smaller batches of the same pictures; one that does not fit even alone says what to do."""
-    run = load("01_baseline", scale="showo", effort="smoke", seed=0, n_candidates=1, steps=1, batch_size=4)
+    run = load("01_baseline", scale="showo", effort="quick", seed=0, n_candidates=1, steps=1, batch_size=4)
     generator, sizes, most = loaders.load_generator(SHOWO), [], 2
     whole = generator.hidden_after
 

@@ -196,12 +196,13 @@ def diversity(run: Run, pool: Pool, n_candidates: int, places: int = 3) -> pd.Da
 
 
 def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
-    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of at most four prompts.
+    """Pictures a second on this machine, {name: (rate, pictures)}: one batch of at most four prompts, at smoke of one.
 
     The judge of photographs is no part of it: notebooks that judge nothing do not read its weights.
     """
     tokenizer, per_prompt = load_tokenizer(run.scale), run.params["n_candidates"]
-    n = min(run.params["batch_size"], 4 * per_prompt)
+    n_prompts, rounds = (1, 1) if run.effort.watermark else (4, 3)
+    n = min(run.params["batch_size"], n_prompts * per_prompt)
     prompts = [run.prompts[k // per_prompt % len(run.prompts)] for k in range(n)]
     generator, evaluator = load_generator(run.scale), load_evaluator(run.scale)
     seeds = [sample_seed(run.seed, p.id, k, "speed") for k, p in enumerate(prompts)]
@@ -210,7 +211,6 @@ def measure_speed(run: Run) -> dict[str, tuple[float, int]]:
     def finish(requests: Sequence[tuple[str, int]]) -> list[torch.Tensor]:
         return list(final(decode(generator, *map(list, zip(*requests, strict=True)), decode_options(run))).codes)
 
-    rounds = 1 if run.effort.watermark else 3
     codes, decoding = _timed(lambda: in_batches(finish, list(zip(texts, seeds, strict=True))), rounds)
     images = tokenizer.decode(torch.stack(codes))
     _, evaluating = _timed(lambda: evaluator.evaluate(images, prompts), rounds)
