@@ -300,7 +300,7 @@ def score_folder(
     scale: ScaleOption = "pocket",
     detector: Annotated[
         str | None,
-        typer.Option(help="Mask2Former: a folder, GenEval's own weights as .safetensors, or a hub name (not pocket)."),
+        typer.Option(help="Mask2Former (not pocket): a folder, a hub name, or GenEval's own weights as .safetensors."),
     ] = None,
     clip: Annotated[str | None, typer.Option(help="CLIP: a folder or a hub name (not pocket).")] = None,
     canary: Annotated[
@@ -446,15 +446,17 @@ def geneval(
     generator: Annotated[str, typer.Option(help="Whose candidates: the first part of a pool's name.")] = "base",
     candidates: Annotated[int, typer.Option(min=1, help="How many of each pool; there is one pool per image.")] = 1,
 ) -> None:
-    """Write images in GenEval's folder layout, for the official evaluator."""
+    """Write images in GenEval's folder layout, for the official evaluator. An earlier export to OUT is replaced."""
     import torch
 
     from cotlib import loaders, provenance
     from cotlib.export import export_pools, pools_of
 
-    pools = pools_of(provenance.outputs_of(scale, effort) / "pools", generator)
+    first = "01_baseline " if generator == "base" else ""
+    make = f"cotlib run {first}--scale {scale} --effort {effort}"
+    pools = pools_of(provenance.outputs_of(scale, effort) / "pools", generator, make)
     tokenizer = loaders.load_tokenizer(SCALES[scale])
-    n = export_pools(pools, out, candidates, lambda codes: tokenizer.decode(torch.tensor(codes)))
+    n = export_pools(pools, out, candidates, lambda codes: tokenizer.decode(torch.tensor(codes)), make)
     print(f"{n} prompts x {len(pools) * candidates} images in {out}")
 
 

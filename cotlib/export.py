@@ -17,42 +17,57 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cotlib import paths
+from cotlib import paths, scoring
 from cotlib.errors import IncompleteError
 from cotlib.prompts import Prompt, geneval_prompts
 from cotlib.store import Ledger, atomic_write
 
 
 def write_prompt(out: Path, prompt: Prompt, pictures: np.ndarray) -> None:
-    """One prompt's folder; pictures: uint8 [K, H, W, 3]."""
+    """One prompt's folder, which then holds no other samples; pictures: uint8 [K, H, W, 3]."""
     folder = out / prompt.id
+    samples = [folder / "samples" / f"{index:04}.png" for index in range(len(pictures))]
+    for earlier in {*scoring.samples_of(folder)} - {*samples}:
+        earlier.unlink()
     atomic_write(folder / "metadata.jsonl", json.dumps(prompt.metadata()))
-    for index, picture in enumerate(pictures):
+    for path, picture in zip(samples, pictures, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")
-        atomic_write(folder / "samples" / f"{index:04}.png", buffer.getvalue())
+        atomic_write(path, buffer.getvalue())
 
 
-def pools_of(folder: Path, generator: str) -> list[Path]:
-    """The pools `generator`-0, -1, ..., one for each image of a prompt. IncompleteError if there are none."""
+def pools_of(folder: Path, generator: str, make: str) -> list[Path]:
+    """The pools `generator`-0, -1, ..., one for each image of a prompt.
+
+    IncompleteError if there are none, naming the command `make`.
+    """
     found = [path for path in folder.glob("*.jsonl") if re.fullmatch(rf"{re.escape(generator)}-\d+", path.stem)]
     if not found:
         known = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl"))) or "none"
-        raise IncompleteError(
-            f"no pool {generator}-0 in {folder}; there: {known}; make them with: cotlib run 01_baseline"
-        )
+        raise IncompleteError(f"no pool {generator}-0 in {folder}; there: {known}; make it with: {make}")
     return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
-def export_pools(pools: list[Path], out: Path, n: int, decode: Callable[[list[list[int]]], np.ndarray]) -> int:
+def export_pools(
+    pools: list[Path], out: Path, n: int, decode: Callable[[list[list[int]]], np.ndarray], make: str
+) -> int:
     """Write the first `n` candidates of every pool as the samples of a prompt; returns the number of prompts.
 
     pools: ledgers whose records hold "prompt" and "paths" [K] (`paths.pack`). decode: codes [B][L] -> uint8
     [B, H, W, 3].
-    A prompt that is not in every pool yet is left out. ValueError if a pool holds fewer candidates than asked for.
+    A prompt that is not in every pool yet is left out. ValueError if a pool holds fewer candidates than asked for, and
+    for an `out` with other prompts, which would be scored with these; IncompleteError if no prompt is left.
     """
+    scoring.check_writable(out / "00000" / "metadata.jsonl", "choose another folder")
     ledgers = [Ledger.existing(path) for path in pools]
     prompts = [prompt for prompt in geneval_prompts() if all(prompt.id in ledger for ledger in ledgers)]
+    if not prompts:
+        raise IncompleteError(f"no GenEval prompt is in all of {', '.join(map(str, pools))}; finish them with: {make}")
+    if strangers := {path.name for path in scoring.numbered(out)} - {prompt.id for prompt in prompts}:
+        raise ValueError(
+            f"{out} holds {len(strangers)} prompts that are not exported now, the first {min(strangers)}; "
+            f"choose an empty folder, or first: rm -r {out}"
+        )
     codes = {prompt.id: [_pictures(ledger.get(prompt.id)) for ledger in ledgers] for prompt in prompts}
     for id, candidates in codes.items():
         fewest = min(map(len, candidates))

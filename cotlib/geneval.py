@@ -74,6 +74,12 @@ class Evaluator(Protocol):
     def evaluate(self, images: np.ndarray, prompts: Sequence[Prompt]) -> list[Verdict]: ...
 
 
+def runs(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs of equal pictures in a row: the index of the first of each, and which run each picture is in [B]."""
+    is_first = np.array([i == 0 or not np.array_equal(images[i], images[i - 1]) for i in range(len(images))], bool)
+    return np.flatnonzero(is_first), np.cumsum(is_first) - 1
+
+
 def evaluate(prompt: Prompt, detections: Sequence[Detection], color_of: ColorOf) -> Verdict:
     """Apply the rules to one picture's detections. `color_of` is asked only about objects whose colour matters.
 

@@ -53,12 +53,24 @@ def read_folder(folder: Path) -> list[Entry]:
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; expected one in GenEval's layout, as made by: cotlib export geneval OUT")
-    named = [path for path in folder.iterdir() if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
-    if not named:
+    if not (named := numbered(folder)):
         raise ValueError(
             f"{folder} has no subfolder named by digits; expected 00000/metadata.jsonl and 00000/samples/0000.png"
         )
-    return [_read_entry(path) for path in sorted(named, key=lambda path: (int(path.name), path.name))]
+    return [_read_entry(path) for path in named]
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The subfolders of prompts, by number; none of a folder that is not there."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    named = [path for path in there if path.is_dir() and re.fullmatch("[0-9]+", path.name)]
+    return sorted(named, key=lambda path: (int(path.name), path.name))
+
+
+def samples_of(folder: Path) -> list[Path]:
+    """The pictures of a prompt's subfolder, by name."""
+    there = sorted((folder / "samples").glob("*.png"))
+    return [path for path in there if re.fullmatch(r"[0-9]+\.png", path.name) and path.is_file()]
 
 
 def _read_entry(folder: Path) -> Entry:
@@ -66,13 +78,13 @@ def _read_entry(folder: Path) -> Entry:
     if not file.is_file():
         raise IncompleteError(f"no {file}; expected the prompt of {folder.name} as one JSON object")
     try:
-        prompt = Prompt.from_metadata(json.loads(file.read_text(encoding="utf-8")), folder.name)
+        prompt = Prompt.from_metadata(json.loads(_bytes(file).decode()), folder.name)
     except ValueError as error:  # bad JSON and bad UTF-8 are ValueErrors too
         line = getattr(error, "lineno", 1)
         raise ValueError(f"{file}, line {line}: {error}; mend it, or remove {folder} from the folder") from error
-    there = sorted(samples.iterdir()) if samples.is_dir() else []
-    pictures = tuple(path for path in there if re.fullmatch(r"[0-9]+\.png", path.name))
+    pictures = tuple(samples_of(folder))
     if not pictures:
+        there = sorted(samples.iterdir()) if samples.is_dir() else []
         found = f"{len(there)} other files, such as {there[0].name}" if there else "nothing"
         raise IncompleteError(f"no picture in {samples}: expected 0000.png, 0001.png, ..., found {found}")
     return Entry(prompt, pictures)
@@ -85,7 +97,7 @@ def examine(entry: Entry, side: int | None = None) -> str:
     """
     sums = []
     for path in entry.pictures:
-        data = path.read_bytes()
+        data = _bytes(path)
         height, width, _ = _pixels(path, data).shape
         if side and (height, width) != (side, side):
             raise ValueError(
@@ -96,8 +108,16 @@ def examine(entry: Entry, side: int | None = None) -> str:
     return store.digest([entry.prompt.metadata(), sums])[:16]
 
 
-def _pixels(path: Path, data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3]."""
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptError(f"cannot read {path} ({error.strerror}); put it back or remove it") from error
+
+
+def _pixels(path: Path, data: bytes | None = None) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture; `data`: its bytes, if they were read already."""
+    data = _bytes(path) if data is None else data
     try:
         return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
     except Exception as error:  # Pillow's decoders raise nearly anything
@@ -107,7 +127,7 @@ def _pixels(path: Path, data: bytes) -> np.ndarray:
 def labelled_folder(folder: Path) -> list[Labelled]:
     """The pictures of a folder as a canary: each is taken to fulfil its prompt. Raises as `read_folder`, `examine`."""
     return [
-        Labelled(_pixels(path, path.read_bytes()), entry.prompt, True, str(path))
+        Labelled(_pixels(path), entry.prompt, True, str(path))
         for entry in read_folder(folder)
         for path in entry.pictures
     ]
@@ -116,19 +136,25 @@ def labelled_folder(folder: Path) -> list[Labelled]:
 # --- Scoring ------------------------------------------------------------------------------------------------------
 
 
-def check_writable(out: Path) -> None:
-    """Raises ValueError where no file can be written under this name."""
+def check_writable(out: Path, remedy: str = "name another file with --out") -> None:
+    """Raises ValueError where no file can be written under this name; `remedy` ends the message."""
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file, such as {out / 'results.jsonl'}")
     nearest = next(parent for parent in out.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"cannot write to {nearest}; name another file with --out")
+        raise ValueError(f"cannot write to {nearest}; {remedy}")
 
 
 def ledger_of(out: Path, **identity: str) -> store.Ledger:
-    """The ledger beside a results file. ForeignError if other weights filled it."""
+    """The ledger beside a results file. ForeignError if other weights filled it.
+
+    A damaged one is set aside as *.corrupt, and its good lines are kept.
+    """
     path, key = out.with_name(f"{out.stem}.ledger.jsonl"), store.digest(identity)[:16]
-    theirs = store.Ledger.existing(path) if path.exists() else None
+    try:
+        theirs = store.Ledger.existing(path) if path.exists() else None
+    except CorruptError:
+        theirs = None  # mended below
     if theirs is not None and theirs.key not in ("", key):  # "": a header torn in writing, no verdict behind it
         changed = sorted(k for k in {*theirs.what, *identity} if theirs.what.get(k) != identity.get(k))
         detail = "; ".join(f"{k}: {theirs.what.get(k)} there, {identity.get(k)} here" for k in changed)
@@ -136,7 +162,7 @@ def ledger_of(out: Path, **identity: str) -> store.Ledger:
             f"{path} holds verdicts of another evaluator ({detail}). "
             f"Keep both with --out another.jsonl, or start again with: rm {path}"
         )
-    return store.Ledger(path, key, identity)
+    return store.Ledger(path, key, identity, mend=True)
 
 
 def is_done(ledger: store.Ledger, entry: Entry, content: str) -> bool:
@@ -154,7 +180,7 @@ def score(
         for chunk in _chunks(entries, batch_size):
             paths = [path for entry in chunk for path in entry.pictures]
             asked = [entry.prompt for entry in chunk for _ in entry.pictures]
-            said = iter(_judge(evaluator, [_pixels(path, path.read_bytes()) for path in paths], asked))
+            said = iter(_judge(evaluator, [_pixels(path) for path in paths], asked))
             for entry in chunk:
                 verdicts = [_record(path, next(said)) for path in entry.pictures]
                 id = entry.prompt.id

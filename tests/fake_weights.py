@@ -107,14 +107,14 @@ def loud(model: Mask2FormerForUniversalSegmentation) -> Mask2FormerForUniversalS
     return model
 
 
-def write_clip(folder: Path) -> None:
-    """A random CLIP whose tokenizer knows single letters."""
+def write_clip(folder: Path, side: int = 32) -> None:
+    """A random CLIP for pictures of `side` px, whose tokenizer knows single letters."""
     letters = "abcdefghijklmnopqrstuvwxyz-"
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     small = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     ends = dict(bos_token_id=len(vocabulary) - 2, eos_token_id=len(vocabulary) - 1)
     text = dict(small, vocab_size=len(vocabulary), max_position_embeddings=77, **ends)
-    vision = dict(small, image_size=32, patch_size=16)
+    vision = dict(small, image_size=side, patch_size=16)
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
     CLIPTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[]).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size=side).save_pretrained(folder)

@@ -201,7 +201,7 @@ COMMANDS = [
     ("export", 2, ""),
     ("export geneval", 2, "Missing argument"),
     ("export geneval out --candidates 0", 2, "1"),
-    ("export geneval out --effort smoke --generator dpo", 3, "there: base-0; make them with: cotlib run 01_baseline"),
+    ("export geneval out --effort smoke --generator dpo", 3, "there: base-0; make it with: cotlib run --scale"),
     ("export geneval out --effort fast", 2, "unknown effort 'fast'"),
 ]
 
@@ -498,16 +498,22 @@ class TestExport:
             ledger.append({"prompt": "00000", "paths": ends})
         return tmp_path / "pools"
 
+    def export(self, pools, out, n=1):
+        make = "cotlib run 01_baseline"
+        return export_pools(
+            pools_of(pools, "base", make), out, n, lambda codes: np.zeros((len(codes), 4, 4, 3), np.uint8), make
+        )
+
     @pytest.mark.parametrize("generator", ["dpo", "", "base-0", "BASE", ".*"])
     def test_a_generator_without_pools(self, pools, generator):
         with pytest.raises(IncompleteError) as error:
-            pools_of(pools, generator)
-        assert_helpful(error.value, f"no pool {generator}-0", "there: base-0, base-1", "make them with: cotlib run")
+            pools_of(pools, generator, "cotlib run")
+        assert_helpful(error.value, f"no pool {generator}-0", "there: base-0, base-1", "make it with: cotlib run")
 
     @pytest.mark.parametrize("n", [0, -1, 3, 100])
     def test_more_candidates_than_the_smallest_pool_has(self, pools, tmp_path, n):
         with pytest.raises(ValueError) as error:
-            export_pools(pools_of(pools, "base"), tmp_path / "out", n, lambda codes: np.zeros((len(codes), 4, 4, 3)))
+            self.export(pools, tmp_path / "out", n)
         assert_helpful(error.value, "prompt 00000 has 2 candidates", f"not {n}", "ask for fewer")
         assert not (tmp_path / "out").exists()
 
@@ -516,9 +522,30 @@ class TestExport:
         path.write_bytes(path.read_bytes().replace(b"1:", b"7:", 1))
         damaged = path.read_bytes()
         with pytest.raises(CorruptError) as error:
-            export_pools(pools_of(pools, "base"), tmp_path / "out", 1, lambda codes: codes)
+            self.export(pools, tmp_path / "out")
         assert_helpful(error.value, f"{path}, line 2", "base-1.jsonl.corrupt")
         assert path.read_bytes() == damaged and not (tmp_path / "out").exists()
+
+    def test_a_folder_with_prompts_that_are_not_exported_now(self, pools, tmp_path):
+        assert self.export(pools, tmp_path / "out") == self.export(pools, tmp_path / "out") == 1
+        (tmp_path / "out" / "00007").mkdir()
+        with pytest.raises(ValueError) as error:
+            self.export(pools, tmp_path / "out")
+        assert_helpful(error.value, "1 prompts that are not exported now, the first 00007", f"rm -r {tmp_path / 'out'}")
+
+    def test_a_file_in_the_place_of_the_folder(self, pools, tmp_path):
+        (tmp_path / "out").write_text("mine")
+        with pytest.raises(ValueError) as error:
+            self.export(pools, tmp_path / "out")
+        assert_helpful(error.value, f"cannot write to {tmp_path / 'out'}", "choose another folder")
+        assert (tmp_path / "out").read_text() == "mine"
+
+    def test_pools_without_a_prompt_in_common(self, pools, tmp_path):
+        Ledger(pools / "base-2.jsonl", "k").append({"prompt": "00001", "paths": [paths.pack(np.array([[1]]))]})
+        with pytest.raises(IncompleteError) as error:
+            self.export(pools, tmp_path / "out")
+        assert_helpful(error.value, "no GenEval prompt is in all of", "base-2.jsonl", "cotlib run 01_baseline")
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_unreadable_number_is_not_stored(tmp_path):

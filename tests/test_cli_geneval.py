@@ -176,6 +176,26 @@ def test_only_what_is_named_by_digits_counts(folder, use, call):
     assert len(rows_of(folder / "results.jsonl")) == len(PROMPTS) * KEEP
 
 
+def test_a_link_to_nothing_and_a_folder_named_like_a_picture_are_no_pictures(folder, use, call):
+    call(folder)
+    results = (folder / "results.jsonl").read_text()
+    (folder / ONE / "samples" / "0005.png").symlink_to(folder / "nowhere.png")
+    (folder / ONE / "samples" / "0006.png").mkdir()
+    again = use(Marked())
+    assert call(folder)[0] == 0 and again.seen == 0
+    assert (folder / "results.jsonl").read_text() == results
+
+
+def test_a_picture_that_vanishes_before_its_turn_is_named(folder, use, call, monkeypatch):
+    def load(*_):
+        (folder / ONE / "samples" / "0002.png").unlink()
+        return Marked()
+
+    monkeypatch.setattr(loaders, "trusted_evaluator", load)
+    code, _, complaint = call(folder)
+    assert code == 3 and "cannot read" in complaint and "0002.png" in complaint and "put it back" in complaint
+
+
 def test_pictures_of_several_sizes_are_scored_at_a_scale_of_photographs(folder, use, call, monkeypatch):
     monkeypatch.setattr(loaders, "evaluator_identity", lambda *_: {"scale": "showo"})
     samples = folder / PROMPTS[3].id / "samples"
@@ -220,6 +240,16 @@ def test_verdicts_of_other_weights_are_not_mixed_in(folder, use, call, monkeypat
     code, _, complaint = call(folder)
     assert code == 3 and "another evaluator (detector: " in complaint and "--out another.jsonl" in complaint
     assert call(folder, "--out", folder / "another.jsonl")[0] == 0
+
+
+def test_a_damaged_ledger_is_mended_and_what_it_lost_is_scored_again(folder, use, call):
+    call(folder)
+    ledger, results = folder / "results.ledger.jsonl", (folder / "results.jsonl").read_text()
+    ledger.write_bytes(ledger.read_bytes().replace(b'"0002.png"', b'"0003.png"', 1))
+    again = use(Marked())
+    code, printed, _ = call(folder)
+    assert code == 0 and again.seen == KEEP and "results.ledger.jsonl.corrupt" in printed
+    assert (folder / "results.jsonl").read_text() == results
 
 
 def test_a_detector_that_gives_up_leaves_nothing_behind(folder, use, call):
@@ -347,12 +377,20 @@ def test_an_exported_pool_gets_the_verdicts_that_its_codes_got(tmp_path, use, ca
         codes = tokenizer.encode(np.stack([world.scene_of(p, 5).image for p in asked]))
         pool.append({"prompt": prompt.id, "paths": [paths.pack(row[None].numpy()) for row in codes]})
         expected += evaluator.evaluate(tokenizer.decode(codes), [prompt, prompt])
-    n = export_pools([pool.path], tmp_path / "out", 2, lambda codes: tokenizer.decode(torch.tensor(codes)))
+    n = export_pools([pool.path], tmp_path / "out", 2, lambda codes: tokenizer.decode(torch.tensor(codes)), "")
     use(evaluator)
     assert n == len(PROMPTS) and call(tmp_path / "out")[0] == 0
     rows = rows_of(tmp_path / "out" / "results.jsonl")
     assert [(r["correct"], r["reason"]) for r in rows] == [(v.correct, "\n".join(v.reasons)) for v in expected]
     assert len({r["correct"] for r in rows}) == 2
+
+
+def test_a_second_export_leaves_no_picture_of_the_first(tmp_path):
+    write_prompt(tmp_path, PROMPTS[0], np.stack([picture(True, k) for k in range(4)]))
+    write_prompt(tmp_path, PROMPTS[0], np.stack([picture(False, 7)]))
+    (entry,) = scoring.read_folder(tmp_path)
+    assert [path.name for path in entry.pictures] == ["0000.png"]
+    assert np.array_equal(np.array(Image.open(entry.pictures[0])), picture(False, 7))
 
 
 def test_chunks_hold_whole_prompts_and_the_first_is_large_enough_for_a_guard(folder):

@@ -229,8 +229,14 @@ def test_an_object_is_cut_out_on_grey():
 
 BOX = (0.0, 0.0, 4.0, 4.0)
 DOG = compose("dog", (Clause("dog"),))
+CAT = compose("cat", (Clause("cat"),))
 RED_DOG = compose("red", (Clause("dog", color="red"),))
 BLANK = np.zeros((1, 4, 4, 3), np.uint8)
+
+
+def greys(n: int) -> np.ndarray:
+    """n pictures, no two alike."""
+    return np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 4, 4, 3))
 
 
 class Told:
@@ -261,7 +267,7 @@ class Painted:
 def test_colours_are_asked_for_all_at_once_and_only_where_they_matter():
     colors = Painted("red")
     evaluator = PhotoEvaluator(Told(("dog", 0.9), ("dog", 0.8), ("cat", 0.7)), colors)
-    said = evaluator.evaluate(np.repeat(BLANK, 3, 0), [RED_DOG, DOG, RED_DOG])
+    said = evaluator.evaluate(greys(3), [RED_DOG, DOG, RED_DOG])
     assert [v.correct for v in said] == [True] * 3
     assert colors.asked == [["dog", "dog"]]  # the best dog of the first and of the third picture
     evaluator.evaluate(BLANK, [DOG])
@@ -275,6 +281,13 @@ def test_equal_detections_of_several_pictures_keep_their_own_colours():
     images = np.stack([np.full((4, 4, 3), level, np.uint8) for level in (200, 10, 200, 10)])
     said = PhotoEvaluator(Told(("dog", 0.9)), seen).evaluate(images, [RED_DOG] * 4)
     assert [v.correct for v in said] == [True, False, True, False]
+
+
+def test_a_picture_asked_about_several_times_in_a_row_is_looked_at_once():
+    detector, colors = Told(("dog", 0.9)), Painted("blue")
+    said = PhotoEvaluator(detector, colors).evaluate(greys(2)[[0, 0, 1, 0, 0]], [DOG, RED_DOG, CAT, RED_DOG, DOG])
+    assert [v.correct for v in said] == [True, False, False, False, True]
+    assert detector.batches == [3] and colors.asked == [["dog", "dog"]]
 
 
 def test_the_wrong_colour_is_said():
@@ -300,7 +313,7 @@ def test_the_evaluator_wants_a_prompt_for_each_picture_and_true_pictures():
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, RuntimeError])
 def test_where_memory_runs_out_batches_are_halved_and_answers_stay(error):
-    images, prompts = np.repeat(BLANK, 11, 0), [RED_DOG, DOG] * 5 + [DOG]
+    images, prompts = greys(11), [RED_DOG, DOG] * 5 + [DOG]
     roomy = PhotoEvaluator(Told(("dog", 0.9)), Painted("red"), batch_size=16)
     tight = PhotoEvaluator(Told(("dog", 0.9), room=3, error=error), Painted("red"), batch_size=16)
     assert tight.evaluate(images, prompts) == roomy.evaluate(images, prompts)
@@ -393,7 +406,8 @@ def test_the_shipped_detector_passes_its_canary():
 
 def test_a_detector_that_finds_nothing_in_32_pictures_is_refused():
     evaluator = PhotoEvaluator(Told(("dog", 0.3)), Painted("red"), batch_size=8)
-    evaluator.detect(np.repeat(BLANK, 31, 0))
+    evaluator.detect(greys(30))
+    evaluator.evaluate(np.repeat(BLANK, 9, 0), [DOG] * 9)  # one picture, asked about nine times
     with pytest.raises(DetectorError, match="nothing in the first 32 pictures.*above a score of 0.3, got 0.30 at most"):
         evaluator.evaluate(BLANK, [DOG])
 
@@ -459,6 +473,12 @@ def test_the_whole_evaluator_runs_from_folders_and_checks_itself(tiny, clip_fold
     colors = [compose(c, (Clause(cls, color=c),)) for c in COLORS]
     assert sum(v.correct for v in evaluator.evaluate(np.repeat(PHOTOS[:1], 10, 0), colors)) == 1
     assert "torchvision" not in sys.modules
+
+
+def test_a_clip_for_larger_pictures_than_the_usual_ones_is_checked_too(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "detector")
+    write_clip(tmp_path / "clip", side=336)
+    loaders.load_evaluator(SCALES["showo"], str(tmp_path / "detector"), str(tmp_path / "clip"), 2).self_check()
 
 
 def test_answers_that_differ_between_devices_are_refused(tiny):

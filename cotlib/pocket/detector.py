@@ -19,7 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 from torch.nn import functional as F
 
-from ..geneval import NATURAL, Detection, Verdict, evaluate
+from ..geneval import NATURAL, Detection, Verdict, evaluate, runs
 from ..precision import autocast
 from ..prompts import CLASSES, COLORS, Prompt
 from .tokenizer import to_pixels
@@ -97,9 +97,9 @@ class PocketEvaluator:
             raise ValueError(
                 f"evaluate: expected one prompt per picture, got {len(prompts)} for {len(images)} pictures"
             )
-        same = [i > 0 and np.array_equal(images[i], images[i - 1]) for i in range(len(images))]
-        looked = self._look(images[[not s for s in same]])  # a picture asked about often is looked at once
-        found = [looked[i] for i in np.cumsum([not s for s in same]) - 1]
+        first, run = runs(images)  # a picture asked about often is looked at once
+        looked = self._look(images[first])
+        found = [looked[i] for i in run]
         return [evaluate(p, list(f), f.__getitem__) for p, f in zip(prompts, found, strict=True)]
 
     def _look(self, images: np.ndarray) -> list[dict[Detection, str]]:
