@@ -89,6 +89,8 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ValueError(f"--set wants NAME=VALUE, got {text!r}; for example --set n_candidates=8")
+    if name.strip() in ("scale", "effort", "seed"):
+        raise ValueError(f"--set {text}: {name.strip()} is an option of its own; type --{name.strip()} {value}")
     try:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:
@@ -209,7 +211,7 @@ def _published(scale: str) -> list[dict[str, Any]]:
 def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
     """results.json, or what the notebooks left so far, with a note."""
     from cotlib import provenance
-    from cotlib.run import RESULTS, collect, read_results
+    from cotlib.run import RESULTS, collect, read_results, seed_of
 
     folder = provenance.outputs_of(scale, effort)
     if (folder / RESULTS).is_file():
@@ -219,7 +221,7 @@ def _measurements(scale: str, effort: str) -> list[dict[str, Any]]:
         raise IncompleteError(f"no results in {folder}; make them with: cotlib run --scale {scale} --effort {effort}")
     print(
         f"note: the report is not up to date, these are the notebooks' own measurements; merge them with: "
-        f"{provenance.command('08_report', scale, effort)}",
+        f"{provenance.command('08_report', scale, effort, seed_of(records))}",
         file=sys.stderr,
     )
     return records
@@ -493,10 +495,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(error, error.exit_code)
     except ValueError as error:
         _fail(error, 2)
+    except OSError as error:  # no permission, no space, a file in the place of a folder
+        _fail(
+            f"{error}. Finished work is kept: put that right, or choose another place with "
+            "export COTLIB_OUTPUTS=another-folder, and type the same command again",
+            3,
+        )
     sys.exit(0)
 
 
-def _fail(error: Exception, code: int) -> NoReturn:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     print(f"cotlib: {error}", file=sys.stderr)
     sys.exit(code)
 

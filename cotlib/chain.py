@@ -76,10 +76,11 @@ def status(folder: Path) -> str:
     return "SMOKE" if manifest["watermark"] else "done"
 
 
-def examine(scale: str, effort: str, seed: int | None = None) -> dict[str, tuple[str, str]]:
+def examine(scale: str, effort: str, seed: int | None = None, as_asked: bool = True) -> dict[str, tuple[str, str]]:
     """{notebook of the chain: (status, why)}, in order: `status`, or 'stale' if `cotlib run` would make it again.
 
-    seed: of the results that are wanted; that of each result if None.
+    seed: of the results that are wanted; that of each result if None. as_asked: with the parameters that were set for
+    each result, else with the effort's own.
     """
     outputs, found, keys = provenance.outputs_of(scale, effort), {}, {}
     for name in DAG:
@@ -87,7 +88,9 @@ def examine(scale: str, effort: str, seed: int | None = None) -> dict[str, tuple
         manifest, state, why = provenance.peek(folder) or {}, status(folder), earlier.label(folder)
         wanted = manifest.get("seed", 0) if seed is None else seed
         if provenance.notebook_path(name).is_file():
-            settings = _settings(name, {"scale": scale, "effort": effort, "seed": wanted})
+            asked = manifest["parameters"]["passed"] if manifest and as_asked else {}
+            changed = {key: asked[key] for key in NOTEBOOKS[name].overrides if asked.get(key) is not None}
+            settings = _settings(name, {**changed, "scale": scale, "effort": effort, "seed": wanted})
             keys[name], parts = provenance.run_key(settings, keys)
             if state in ("done", "SMOKE") and manifest["key"] != keys[name]:
                 state, why = "stale", "; ".join(provenance.differences(manifest["depends_on"], parts))
@@ -175,7 +178,14 @@ def declared_parameters(notebook: Path) -> dict[str, Any]:
     cells = [cell for cell in provenance.read_notebook(notebook)["cells"] if provenance.is_parameters(cell)]
     if len(cells) != 1:
         raise errors.CorruptError(f"{notebook}: {len(cells)} cells tagged 'parameters', expected exactly 1")
-    return dict(_assignment(notebook, line) for line in ast.parse(provenance.source(cells[0])).body)
+    try:
+        lines = ast.parse(provenance.source(cells[0])).body
+    except SyntaxError as error:
+        raise errors.CorruptError(
+            f"{notebook}, parameters cell, line {error.lineno}: {error.msg}, got {(error.text or '').strip()!r}; "
+            f"expected lines of `name = literal` only; restore it with: git checkout {notebook}"
+        ) from None
+    return dict(_assignment(notebook, line) for line in lines)
 
 
 def _assignment(notebook: Path, line: ast.stmt) -> tuple[str, Any]:
@@ -452,6 +462,7 @@ def _own_kernel(offline: bool) -> Iterator[None]:
             "JUPYTER_PATH": folder,
             "COTLIB_OUTPUTS": str(provenance.outputs_root()),
             "PYTHONPATH": _search_path(),
+            provenance.CHAINED: "1",
             "COTLIB_PROGRESS": "bar" if sys.stdout.isatty() else "lines",
         }
         if weights := provenance.weights_root():
@@ -521,7 +532,10 @@ def _take_formulas(markdown: str, formulas: list[str]) -> str:
         if found["code"]:
             return found["code"]
         block = found["block"]
-        formulas.append(convert(block or found["inline"], display="block" if block else "inline"))
+        try:
+            formulas.append(convert(block or found["inline"], display="block" if block else "inline"))
+        except Exception:  # of a formula that it cannot read it says so in many ways; the text says it as well
+            return found[0]
         return PLACE.format(len(formulas) - 1)
 
     return FORMULA.sub(place, markdown)

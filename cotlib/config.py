@@ -257,7 +257,7 @@ def _check_value(notebook: str, name: str, value: Any) -> Any:
     return spec.type(value)
 
 
-def check(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Settings:
+def check(notebook: str, /, *, scale: str, effort: str, seed: int, **overrides: Any) -> Settings:
     """Settings with every parameter filled in. An override of None takes the value of the scale or effort.
 
     Raises ValueError for an unknown name (naming the nearest valid one), a wrong type or a value out of range.

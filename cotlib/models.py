@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from .errors import CorruptError, ForeignError
 from .provenance import file_entry
-from .store import digest, quarantine, read_json, write_json
+from .store import digest, one_writer, quarantine, read_json, write_json
 
 MANIFEST = "model.json"
 CHECKPOINTS = "checkpoints"  # in a folder whose training goes on
@@ -32,16 +33,30 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
 
     What `train` returns (a log, a duration) is kept in the manifest under "notes". A killed training leaves a folder
     without a manifest, in which the next call trains again: of what is there, `train` finds its own `CHECKPOINTS` only,
-    which go once the manifest is there, so that half of them is never read.
+    which go once the manifest is there, so that half of them is never read. CotlibError while another process trains
+    it.
     """
     folder = folder_of(models, name, what)
+    if not is_whole(folder):
+        mine = folder.with_name(f".{folder.name}")  # beside it: what is in it is the model's
+        with one_writer(mine):
+            if not is_whole(folder):  # another process may have finished it just now
+                _train(folder, name, what, train)
+        with suppress(OSError):
+            mine.rmdir()
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a finished and undamaged model lies there."""
+    return (folder / MANIFEST).is_file() and not damage(folder)
+
+
+def _train(folder: Path, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> None:
     if (folder / MANIFEST).is_file():
-        if not damage(folder):
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-            return folder
-        print(
-            f"{folder} is corrupt: {damage(folder)}; set aside as {quarantine(folder).name}, trained again", flush=True
-        )
+        why, aside = damage(folder), quarantine(folder)
+        print(f"{folder} is corrupt: {why}; set aside as {aside.name}, trained again", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.iterdir():
         if left.name != CHECKPOINTS:
@@ -50,8 +65,6 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0] != CHECKPOINTS)
     entries = {path.relative_to(folder).as_posix(): file_entry(path) for path in files}
     write_json(folder / MANIFEST, {"name": name, "what": dict(what), "notes": dict(notes), "files": entries})
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return folder
 
 
 def notes(folder: Path) -> dict[str, Any]:

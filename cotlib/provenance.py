@@ -23,7 +23,7 @@ from cotlib.store import digest, read_json, sha256, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 MANIFEST, METRICS = "run.json", "metrics.json"
-WEIGHTS = "COTLIB_WEIGHTS"  # environment variable
+WEIGHTS, CHAINED = "COTLIB_WEIGHTS", "COTLIB_CHAINED"  # environment variables; the second is set by the chain
 EXECUTED = ("executed.ipynb", "executed.html")
 REPORTED_PACKAGES = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
@@ -44,15 +44,22 @@ def project_root() -> Path | None:
 
 
 def outputs_root() -> Path:
-    """$COTLIB_OUTPUTS, else outputs/ of the project, else ./outputs; always absolute."""
+    """$COTLIB_OUTPUTS, else outputs/ of the project, else ./outputs; always absolute (see `_place`)."""
     named = os.environ.get("COTLIB_OUTPUTS")
-    return Path(named).resolve() if named else (project_root() or Path.cwd()) / "outputs"
+    return _place(named) if named else (project_root() or Path.cwd()) / "outputs"
 
 
 def weights_root() -> Path | None:
     """$COTLIB_WEIGHTS, absolute: one folder per part of a scale whose weights do not ship. None: the hub has them."""
     named = os.environ.get(WEIGHTS)
-    return Path(named).expanduser().resolve() if named else None
+    return _place(named) if named else None
+
+
+def _place(named: str) -> Path:
+    """A folder from the environment, absolute. Within the project a relative one is the project's: a notebook's kernel
+    runs in notebooks/, and means what the command line means."""
+    root, here = project_root(), Path.cwd()
+    return ((root if root and here.is_relative_to(root) else here) / Path(named).expanduser()).resolve()
 
 
 def outputs_of(scale: str, effort: str) -> Path:
@@ -133,7 +140,9 @@ def weights_digest(scale: str, parts: Sequence[str] = PARTS) -> str | dict[str, 
 
 
 def _digest_of(files: Iterable[Path]) -> str:
-    return digest({path.relative_to(PACKAGE).as_posix(): sha256(path) for path in files})
+    """Hidden files, such as JupyterLab's checkpoints, are nobody's source."""
+    names = {path.relative_to(PACKAGE).as_posix(): path for path in files}
+    return digest({name: sha256(path) for name, path in names.items() if "/." not in f"/{name}"})
 
 
 def read_notebook(path: Path) -> dict[str, Any]:

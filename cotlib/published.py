@@ -79,7 +79,7 @@ def publish(scale: str, effort: str, root: Path, force: bool = False, incomplete
 
 def _finished_notebooks(scale: str, effort: str, incomplete: bool) -> list[str]:
     """Notebooks to publish, the report among them, which has read all the others."""
-    states = chain.examine(scale, effort)
+    states = chain.examine(scale, effort, as_asked=False)
     lacking = [name for name in COMPUTED if states[name][0] == "not run"] if incomplete else []
     if lacking and _has_read_all_there_is(scale, effort):
         states[REPORT] = ("done", "")  # stale only for what the chain would still make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -133,10 +134,12 @@ class Run:
         """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.
 
         A damaged one is set aside as *.corrupt, and its good lines are kept. What processes of `cotlib pool` have left
-        in shards beside it is taken over; ForeignError if it depends on something else.
+        in shards beside it is taken over; ForeignError if it depends on something else. One that itself depends on
+        something else is set aside as *.outdated in the chain, which has refused what nobody asked to replace before
+        it began; elsewhere it is a ForeignError.
         """
         path, key, what = self._ledger(name, what)
-        opened = store.Ledger(path, key, what, mend=True)
+        opened = _open(path, key, what)
         shards = [store.Ledger(shard, key, what, mend=True).by_prompt() for shard in store.shard_paths(path)]
         opened.take_over({prompt: record for shard in shards for prompt, record in shard.items()})
         self._ledgers.append(opened)
@@ -295,6 +298,19 @@ def _number(what: str, value: Any) -> float | int | None:
     return value
 
 
+def _open(path: Path, key: str, what: dict[str, Any]) -> store.Ledger:
+    try:
+        return store.Ledger(path, key, what, mend=True)
+    except ForeignError:
+        if not os.environ.get(provenance.CHAINED):
+            raise
+    aside = store.quarantine(path, "outdated")
+    opened = store.Ledger(path, key, what)
+    opened.notes.append(f"{path.name} was of another request or of other weights; set aside as {aside.name}")
+    print(opened.notes[-1], flush=True)
+    return opened
+
+
 def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
     """Footer below the figure, watermark across it; a figure saved twice is stamped once."""
     if any(text.get_gid() == "cotlib-footer" for text in figure.texts):
@@ -305,7 +321,7 @@ def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
         figure.text(0.5, 0.5, watermark, gid="cotlib-watermark", zorder=1000, **style)
 
 
-def load(notebook: str, *, scale: str, effort: str, seed: int, **overrides: Any) -> Run:
+def load(notebook: str, /, *, scale: str, effort: str, seed: int, **overrides: Any) -> Run:
     """Check a notebook's parameters and say where its results will lie.
 
     ValueError for a bad parameter, IncompleteError for missing weights, ForeignError if finished results of another
@@ -346,15 +362,18 @@ def merge_results(folder: Path, own: Run | None = None) -> list[dict[str, Any]]:
 
 
 def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
-    """Measurements of the finished notebooks of the chain, digests checked; an unfinished notebook adds none."""
+    """Measurements of the finished notebooks of the chain, digests checked; an unfinished notebook adds none.
+
+    Nor does the index, which is made after them and shows whatever is there.
+    """
     manifests = {
         name: provenance.read_manifest(folder / name)
         for name, spec in NOTEBOOKS.items()
-        if spec.in_chain and name != without and (folder / name / provenance.MANIFEST).is_file()
+        if spec.in_chain and spec.needs_upstream and name != without and (folder / name / provenance.MANIFEST).is_file()
     }
     for name, manifest in manifests.items():
         for upstream, key in manifest["upstream"].items():
-            if NOTEBOOKS[name].needs_upstream and upstream in manifests and manifests[upstream]["key"] != key:
+            if upstream in manifests and manifests[upstream]["key"] != key:
                 again = provenance.command(name, manifest["scale"], manifest["effort"], manifest["seed"])
                 raise IncompleteError(
                     f"{folder / name} was made from an earlier {upstream}; make it again with: {again}"
@@ -362,13 +381,18 @@ def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
     return [entry for name in manifests for entry in store.read_json(folder / name / METRICS)]
 
 
+def seed_of(records: list[dict[str, Any]]) -> int:
+    """The seed of measurements, all of which have the same; 0 if there are none."""
+    return records[0]["seeds"][0] if records else 0
+
+
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """results.json; CorruptError if it is unreadable or not what the notebooks that are finished measured.
 
-    Values of costs and of the index are left out of the comparison: they may be newer than the report.
+    Values of costs are left out of the comparison: they may be newer than the report.
     """
     records, made = store.read_json(folder / RESULTS), collect(folder)
-    finished = {entry["notebook"] for entry in made if NOTEBOOKS[entry["notebook"]].needs_upstream}
+    finished = {entry["notebook"] for entry in made}
 
     def measured(entries: list[dict[str, Any]]) -> dict[str, Any]:
         return {e["name"]: e for e in entries if e["notebook"] in finished and not e["name"].startswith("cost/")}
@@ -381,6 +405,6 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     if not is_whole:
         raise CorruptError(
             f"{folder / RESULTS} is not what the notebooks in {folder} measured; set it aside and merge them again "
-            f"with: {provenance.command('08_report', *folder.parts[-2:])}"
+            f"with: {provenance.command('08_report', *folder.parts[-2:], seed=seed_of(made))}"
         )
     return records

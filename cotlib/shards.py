@@ -115,7 +115,7 @@ class ShardRun(Run):
     def trained(self, name: str, what: Mapping[str, Any], train: Callable[[Path], Mapping[str, Any]]) -> Path:
         """A model that is there. IncompleteError for one that is not: every process would train it."""
         folder = models.folder_of(self.models, name, what)
-        if not (folder / models.MANIFEST).is_file() or models.damage(folder):
+        if not models.is_whole(folder):
             raise self._untrained(folder.name)
         return super().trained(name, what, train)
 

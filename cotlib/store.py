@@ -274,12 +274,15 @@ def _corrupt_line(path: Path, number: int, line: bytes) -> CorruptError:
 # ---- quarantine -----------------------------------------------------------------------------------------------
 
 
-def quarantine(path: Path) -> Path:
-    """Move a corrupt file to the first free of `name`.corrupt, `name`.corrupt-2, ... and return where it is now."""
-    aside, number = path.with_name(f"{path.name}.corrupt"), 1
+def quarantine(path: Path, label: str = "corrupt") -> Path:
+    """Move a file that is not to be used to the first free of `name`.corrupt, `name`.corrupt-2, ...; where it is now.
+
+    label: what to say instead of "corrupt".
+    """
+    aside, number = path.with_name(f"{path.name}.{label}"), 1
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}.corrupt-{number}")
+        aside = path.with_name(f"{path.name}.{label}-{number}")
     os.rename(path, aside)
     return aside
 

@@ -310,6 +310,11 @@ class TestPage:
         )
         assert "<code>$HOME</code>" in html and "$5" in html and "$\\beta" not in html and "$$" not in html
 
+    @pytest.mark.parametrize("formula", ["$x_$", "$a_b_c$", "$x^$", "$\\left( x$"])
+    def test_a_formula_that_cannot_be_drawn_stays_as_it_was_typed(self, tmp_path, formula):
+        html = page(tmp_path, nbformat.v4.new_markdown_cell(f"costs {formula} here, and $y$"))
+        assert formula in html and html.count("<math") == 1
+
     def test_the_check_above_would_notice_the_page_of_plain_nbconvert(self, tmp_path):
         from nbconvert import HTMLExporter
 

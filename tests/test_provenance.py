@@ -52,6 +52,20 @@ class TestPlaces:
         monkeypatch.setenv("COTLIB_OUTPUTS", str(tmp_path / "elsewhere"))
         assert load().folder == tmp_path / "elsewhere" / "pocket" / "smoke" / "01_baseline"
 
+    @pytest.mark.parametrize("inside", [".", "notebooks"])
+    def test_a_relative_one_is_the_projects_for_the_command_and_for_a_kernel(self, project, monkeypatch, inside):
+        monkeypatch.setenv("COTLIB_OUTPUTS", "outputs-8")
+        monkeypatch.chdir(project / inside)
+        assert provenance.outputs_root() == project / "outputs-8"
+
+    def test_elsewhere_a_relative_one_is_taken_from_there_and_home_is_home(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COTLIB_OUTPUTS", "mine")
+        assert provenance.outputs_root() == tmp_path / "mine"
+        monkeypatch.setenv("HOME", str(tmp_path / "me"))
+        monkeypatch.setenv("COTLIB_OUTPUTS", "~/mine")
+        assert provenance.outputs_root() == tmp_path / "me" / "mine"
+
     def test_somebody_elses_project_is_not_ours(self, project, tmp_path, monkeypatch):
         other = tmp_path / "other"
         (other / "notebooks").mkdir(parents=True)
@@ -102,6 +116,8 @@ class TestKey:
 
         first = both()
         store.atomic_write(tmp_path / "pocket/weights/README.md", "2")
+        for name in ("a-checkpoint.py", "a.json"):
+            store.atomic_write(tmp_path / "pocket/.ipynb_checkpoints" / name, "2")
         assert both() == first
         store.atomic_write(tmp_path / "pocket/weights/w.safetensors", "2")
         assert both()[0] == first[0] and both()[1] != first[1]

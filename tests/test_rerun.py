@@ -8,10 +8,10 @@ import pytest
 from toy_project import execute_here, make_project, put_notebook, write_notebook
 
 import cotlib
-from cotlib import chain, earlier, provenance, store
+from cotlib import chain, earlier, provenance, run, store
 from cotlib.__main__ import main
-from cotlib.config import NOTEBOOKS
-from cotlib.errors import CorruptError, CotlibError, NotebookError
+from cotlib.config import NOTEBOOKS, check
+from cotlib.errors import CorruptError, CotlibError, ForeignError, NotebookError
 
 SMOKE = {"scale": "pocket", "effort": "smoke"}
 DOWN = {name: spec.upstream for name, spec in NOTEBOOKS.items() if spec.in_chain and spec.needs_upstream}
@@ -317,6 +317,24 @@ class TestStatus:
         exit_code, text = status()
         assert exit_code == 3 and "corrupt" in text and path.name in text and "set" in text
 
+    def test_a_result_with_a_parameter_of_its_own_is_not_stale(self, project, status, monkeypatch):
+        monkeypatch.setenv("COTLIB_OUTPUTS", "outputs-2")
+        chain.run_chain(["02_outcome_verifier"], parameters={"n_candidates": 2}, **SMOKE)
+        assert "stale" not in status()[1]
+        code("01_baseline")(project)
+        assert "the notebook's code changed" in status()[1] and "n_candidates" not in status()[1]
+
+    @pytest.mark.parametrize("line", ["%matplotlib inline", "seed ="])
+    def test_a_parameters_cell_that_is_no_python_is_named(self, project, status, line):
+        edit(project, "02_outcome_verifier", "seed = 0", line)
+        exit_code, text = status()
+        assert exit_code == 3 and f"got '{line}" in text and "git checkout" in text and "02_outcome_verifier.ipynb, parameters cell" in text
+
+    def test_a_file_in_the_place_of_the_outputs_is_one_message(self, project, status, monkeypatch):
+        monkeypatch.setenv("COTLIB_OUTPUTS", "pyproject.toml")
+        exit_code, text = status()
+        assert exit_code == 3 and text.startswith("cotlib: ") and "export COTLIB_OUTPUTS=another-folder" in text
+
     def test_it_changes_nothing(self, project, status):
         (outputs(project) / "metrics.json").write_text("[]")
         before = {p: p.read_bytes() for p in (project / "outputs").rglob("*") if p.is_file()}
@@ -406,6 +424,37 @@ def test_damaged_merged_results_are_not_shown_and_are_merged_again(project, dama
     chain.run_chain(**SMOKE)
     assert path.read_bytes() == whole
     assert path.with_name("results.json.corrupt").exists() == (damage != "deleted")
+
+
+@pytest.mark.parametrize("change", [lambda project: None, code("01_baseline")], ids=["nothing else", "other code"])
+def test_a_damaged_index_stops_nobody_and_is_made_again(project, change):
+    change(project)
+    flip(outputs(project, "00_index/executed.html"))
+    chain.run_chain(["08_report"], **SMOKE)
+    assert not list(outputs(project, "").glob("results.json.corrupt*"))
+    assert chain.run_chain(**SMOKE)["00_index"] == "done"
+
+
+def test_another_seed_by_force_sets_the_shared_ledger_aside_and_goes_through(project, capsys):
+    """Also where the index is still that of the earlier seed; a notebook by hand replaces no ledger."""
+    before = outputs(project, "pools/base-0.jsonl").read_bytes()
+    assert chain.run_chain(seed=2, force=True, **SMOKE) == dict.fromkeys(ALL, "done")
+    assert outputs(project, "pools/base-0.jsonl.outdated").read_bytes() == before
+    assert {seed for r in store.read_json(outputs(project, "results.json")) for seed in r["seeds"]} == {2}
+    said = "base-0.jsonl was of another request or of other weights; set aside as base-0.jsonl.outdated"
+    assert store.read_json(outputs(project) / "run.json")["notes"] == [said] and said in capsys.readouterr().out
+    by_hand = run.Run(check("01_baseline", seed=0, **SMOKE), "key", outputs(project), {})
+    with pytest.raises(ForeignError, match="seed: 2 there, 0 here"):
+        by_hand.ledger("base-0", steps=8)
+
+
+def test_the_seed_that_is_there_is_in_what_merges_the_results(project, capsys):
+    chain.run_chain(seed=2, force=True, **SMOKE)
+    for text in (None, "[]"):
+        outputs(project, "results.json").unlink() if text is None else outputs(project, "results.json").write_text(text)
+        with pytest.raises(SystemExit):
+            main(["results", "--effort", "smoke"])
+        assert "cotlib run 08_report --scale pocket --effort smoke --seed 2" in capsys.readouterr().err
 
 
 def test_a_changed_number_in_the_merged_results_is_noticed(project):

@@ -11,6 +11,7 @@ from test_judge import judge, official, pictures  # noqa: F401
 from transformers import LlavaOnevisionForConditionalGeneration, TrainingArguments
 
 from cotlib import models
+from cotlib.errors import CotlibError
 from cotlib.judge import Judge, judge_tokenizer, outcome_question, pocket_judge_config
 from cotlib.tuning import Collator, TuneOptions, fine_tune, on_one_device, seconds_before
 
@@ -175,6 +176,18 @@ def test_an_interrupted_training_leaves_its_checkpoints_to_the_next_and_nothing_
     assert train.n == 1 and found == [models.CHECKPOINTS]
     assert sorted(path.name for path in folder.iterdir()) == [models.MANIFEST, "weights"]
     assert list(json.loads((folder / models.MANIFEST).read_text())["files"]) == ["weights"]
+
+
+def test_a_model_that_somebody_trains_is_left_to_him(tmp_path):
+    def both(folder):
+        notes = Trains()(folder)
+        with pytest.raises(CotlibError, match="is being written by process"):
+            models.trained(tmp_path, "orm", {}, Trains(fails=True))
+        models.trained(tmp_path, "prm", {}, Trains())  # another one may be trained meanwhile
+        return notes
+
+    folder = models.trained(tmp_path, "orm", {}, both)
+    assert models.is_whole(folder) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_checkpoints_that_a_kill_left_in_a_finished_model_go(tmp_path):
