@@ -328,7 +328,12 @@ class TestStatus:
     def test_a_parameters_cell_that_is_no_python_is_named(self, project, status, line):
         edit(project, "02_outcome_verifier", "seed = 0", line)
         exit_code, text = status()
-        assert exit_code == 3 and f"got '{line}" in text and "git checkout" in text and "02_outcome_verifier.ipynb, parameters cell" in text
+        assert (
+            exit_code == 3
+            and f"got '{line}" in text
+            and "git checkout" in text
+            and "02_outcome_verifier.ipynb, parameters cell" in text
+        )
 
     def test_a_file_in_the_place_of_the_outputs_is_one_message(self, project, status, monkeypatch):
         monkeypatch.setenv("COTLIB_OUTPUTS", "pyproject.toml")
