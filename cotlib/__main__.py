@@ -496,11 +496,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ValueError as error:
         _fail(error, 2)
     except OSError as error:  # no permission, no space, a file in the place of a folder
-        _fail(
-            f"{error}. Finished work is kept: put that right, or choose another place with "
-            "export COTLIB_OUTPUTS=another-folder, and type the same command again",
-            3,
-        )
+        from cotlib.provenance import outputs_root
+
+        elsewhere = ", or choose another place with export COTLIB_OUTPUTS=another-folder,"
+        is_output = error.filename and Path(str(error.filename)).is_relative_to(outputs_root())
+        _fail(f"{error}. Put that right{elsewhere if is_output else ''} and type the same command again", 3)
     sys.exit(0)
 
 

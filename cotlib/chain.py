@@ -80,7 +80,7 @@ def examine(scale: str, effort: str, seed: int | None = None, as_asked: bool = T
     """{notebook of the chain: (status, why)}, in order: `status`, or 'stale' if `cotlib run` would make it again.
 
     seed: of the results that are wanted; that of each result if None. as_asked: with the parameters that were set for
-    each result, else with the effort's own.
+    each result, which a `cotlib run` without them would refuse; else with the effort's own.
     """
     outputs, found, keys = provenance.outputs_of(scale, effort), {}, {}
     for name in DAG:
@@ -333,6 +333,7 @@ def _bring_up_to_date(task: Task, title: str, say: Say) -> str:
     earlier.set_aside(task.folder)
     if task.force:
         (task.folder / provenance.MANIFEST).unlink(missing_ok=True)
+    os.environ[provenance.REPLACES] = "anything" if task.force else "weights"
     started = time.time()
     try:
         _execute(task)
@@ -462,7 +463,7 @@ def _own_kernel(offline: bool) -> Iterator[None]:
             "JUPYTER_PATH": folder,
             "COTLIB_OUTPUTS": str(provenance.outputs_root()),
             "PYTHONPATH": _search_path(),
-            provenance.CHAINED: "1",
+            provenance.REPLACES: "weights",
             "COTLIB_PROGRESS": "bar" if sys.stdout.isatty() else "lines",
         }
         if weights := provenance.weights_root():

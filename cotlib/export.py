@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,20 +21,19 @@ from PIL import Image
 from cotlib import paths, scoring
 from cotlib.errors import IncompleteError
 from cotlib.prompts import Prompt, geneval_prompts
-from cotlib.store import Ledger, atomic_write
+from cotlib.store import Ledger, atomic_write, write_json
+
+MARK = "cotlib-export.json"  # says that the prompts beside it are an export, which the next one may replace
 
 
 def write_prompt(out: Path, prompt: Prompt, pictures: np.ndarray) -> None:
-    """One prompt's folder, which then holds no other samples; pictures: uint8 [K, H, W, 3]."""
+    """One prompt's folder; pictures: uint8 [K, H, W, 3]."""
     folder = out / prompt.id
-    samples = [folder / "samples" / f"{index:04}.png" for index in range(len(pictures))]
-    for earlier in {*scoring.samples_of(folder)} - {*samples}:
-        earlier.unlink()
     atomic_write(folder / "metadata.jsonl", json.dumps(prompt.metadata()))
-    for path, picture in zip(samples, pictures, strict=True):
+    for index, picture in enumerate(pictures):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, format="PNG")
-        atomic_write(path, buffer.getvalue())
+        atomic_write(folder / "samples" / f"{index:04}.png", buffer.getvalue())
 
 
 def pools_of(folder: Path, generator: str, make: str) -> list[Path]:
@@ -55,24 +55,25 @@ def export_pools(
 
     pools: ledgers whose records hold "prompt" and "paths" [K] (`paths.pack`). decode: codes [B][L] -> uint8
     [B, H, W, 3].
-    A prompt that is not in every pool yet is left out. ValueError if a pool holds fewer candidates than asked for, and
-    for an `out` with other prompts, which would be scored with these; IncompleteError if no prompt is left.
+    A prompt that is not in every pool yet is left out. What an earlier export left in `out` goes first. ValueError if
+    somebody else's pictures lie there, or if a pool holds fewer candidates than asked for; IncompleteError if no prompt
+    is left, naming the command `make`.
     """
     scoring.check_writable(out / "00000" / "metadata.jsonl", "choose another folder")
     ledgers = [Ledger.existing(path) for path in pools]
     prompts = [prompt for prompt in geneval_prompts() if all(prompt.id in ledger for ledger in ledgers)]
     if not prompts:
         raise IncompleteError(f"no GenEval prompt is in all of {', '.join(map(str, pools))}; finish them with: {make}")
-    if strangers := {path.name for path in scoring.numbered(out)} - {prompt.id for prompt in prompts}:
-        raise ValueError(
-            f"{out} holds {len(strangers)} prompts that are not exported now, the first {min(strangers)}; "
-            f"choose an empty folder, or first: rm -r {out}"
-        )
+    if (there := scoring.numbered(out)) and not (out / MARK).is_file():
+        raise ValueError(f"{there[0]} is not from an earlier export; choose an empty folder")
     codes = {prompt.id: [_pictures(ledger.get(prompt.id)) for ledger in ledgers] for prompt in prompts}
     for id, candidates in codes.items():
         fewest = min(map(len, candidates))
         if not 1 <= n <= fewest:
             raise ValueError(f"{pools[0].parent}: prompt {id} has {fewest} candidates, not {n}; ask for fewer")
+    write_json(out / MARK, {"pools": [str(path) for path in pools], "candidates": n})
+    for earlier in there:
+        shutil.rmtree(earlier)
     for prompt in prompts:
         write_prompt(out, prompt, decode([row for rows in codes[prompt.id] for row in rows[:n]]))
     return len(prompts)

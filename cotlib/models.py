@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from .errors import CorruptError, ForeignError
 from .provenance import file_entry
-from .store import digest, one_writer, quarantine, read_json, write_json
+from .store import digest, quarantine, read_json, unshared, write_json
 
 MANIFEST = "model.json"
 CHECKPOINTS = "checkpoints"  # in a folder whose training goes on
@@ -38,12 +37,9 @@ def trained(models: Path, name: str, what: Mapping[str, Any], train: Callable[[P
     """
     folder = folder_of(models, name, what)
     if not is_whole(folder):
-        mine = folder.with_name(f".{folder.name}")  # beside it: what is in it is the model's
-        with one_writer(mine):
+        with unshared(folder.with_name(f".{folder.name}.lock"), folder.name):  # beside it: what is in it is the model's
             if not is_whole(folder):  # another process may have finished it just now
                 _train(folder, name, what, train)
-        with suppress(OSError):
-            mine.rmdir()
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return folder
 

@@ -23,7 +23,8 @@ from cotlib.store import digest, read_json, sha256, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 MANIFEST, METRICS = "run.json", "metrics.json"
-WEIGHTS, CHAINED = "COTLIB_WEIGHTS", "COTLIB_CHAINED"  # environment variables; the second is set by the chain
+WEIGHTS = "COTLIB_WEIGHTS"  # environment variable
+REPLACES = "COTLIB_REPLACES"  # set by the chain for a notebook: ledgers of "weights" that changed, or of "anything"
 EXECUTED = ("executed.ipynb", "executed.html")
 REPORTED_PACKAGES = (
     *("torch", "transformers", "trl", "datasets", "accelerate", "safetensors", "numpy", "scipy", "pandas"),

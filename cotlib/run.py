@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 WATERMARK = "SMOKE, not a result"
+DIGEST = re.compile(r"(.+-)?[0-9a-f]{12}")  # of weights, or of all that a trained model depends on
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,12 @@ class Run:
         """The shared ledger pools/`name`.jsonl of units that depend on `what` (and on scale and seed), nothing else.
 
         A damaged one is set aside as *.corrupt, and its good lines are kept. What processes of `cotlib pool` have left
-        in shards beside it is taken over; ForeignError if it depends on something else. One that itself depends on
-        something else is set aside as *.outdated in the chain, which has refused what nobody asked to replace before
-        it began; elsewhere it is a ForeignError.
+        in shards beside it is taken over. One that depends on something else is a ForeignError, but in the chain it is
+        set aside as *.outdated if the notebook was forced, or if only weights differ.
         """
         path, key, what = self._ledger(name, what)
-        opened = _open(path, key, what)
-        shards = [store.Ledger(shard, key, what, mend=True).by_prompt() for shard in store.shard_paths(path)]
-        opened.take_over({prompt: record for shard in shards for prompt, record in shard.items()})
+        *shards, opened = [_open(at, key, what) for at in (*store.shard_paths(path), path)]
+        opened.take_over({prompt: record for shard in shards for prompt, record in shard.by_prompt().items()})
         self._ledgers.append(opened)
         return opened
 
@@ -302,13 +302,23 @@ def _open(path: Path, key: str, what: dict[str, Any]) -> store.Ledger:
     try:
         return store.Ledger(path, key, what, mend=True)
     except ForeignError:
-        if not os.environ.get(provenance.CHAINED):
+        if not _may_replace(store.Ledger.existing(path).what, what):
             raise
     aside = store.quarantine(path, "outdated")
     opened = store.Ledger(path, key, what)
     opened.notes.append(f"{path.name} was of another request or of other weights; set aside as {aside.name}")
     print(opened.notes[-1], flush=True)
     return opened
+
+
+def _may_replace(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
+    """Whether the chain may set a ledger aside. Never for another precision: no key tells it, so notebooks that are
+    finished and count as current rest on such a ledger."""
+    allowed = os.environ.get(provenance.REPLACES)
+    changed = [(theirs.get(name), ours.get(name)) for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)]
+    only_weights = all(isinstance(value, str) and DIGEST.fullmatch(value) for pair in changed for value in pair)
+    is_same_precision = theirs.get("precision") == ours.get("precision")
+    return is_same_precision and (allowed == "anything" or (allowed == "weights" and only_weights))
 
 
 def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:
@@ -382,20 +392,20 @@ def collect(folder: Path, without: str | None = None) -> list[dict[str, Any]]:
 
 
 def seed_of(records: list[dict[str, Any]]) -> int:
-    """The seed of measurements, all of which have the same; 0 if there are none."""
+    """The seed of the first of these measurements; 0 if there are none."""
     return records[0]["seeds"][0] if records else 0
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """results.json; CorruptError if it is unreadable or not what the notebooks that are finished measured.
 
-    Values of costs are left out of the comparison: they may be newer than the report.
+    The cost of the report is left out of the comparison: it may be newer than what it merged.
     """
     records, made = store.read_json(folder / RESULTS), collect(folder)
     finished = {entry["notebook"] for entry in made}
 
     def measured(entries: list[dict[str, Any]]) -> dict[str, Any]:
-        return {e["name"]: e for e in entries if e["notebook"] in finished and not e["name"].startswith("cost/")}
+        return {e["name"]: e for e in entries if e["notebook"] in finished and e["name"] != "cost/08_report"}
 
     try:
         fields = {frozenset(entry) for entry in made}

@@ -70,7 +70,7 @@ def numbered(folder: Path) -> list[Path]:
 def samples_of(folder: Path) -> list[Path]:
     """The pictures of a prompt's subfolder, by name."""
     there = sorted((folder / "samples").glob("*.png"))
-    return [path for path in there if re.fullmatch(r"[0-9]+\.png", path.name) and path.is_file()]
+    return [path for path in there if re.fullmatch(r"[0-9]+\.png", path.name) and not path.is_dir()]
 
 
 def _read_entry(folder: Path) -> Entry:

@@ -288,7 +288,7 @@ def quarantine(path: Path, label: str = "corrupt") -> Path:
 
 
 def is_quarantined(path: Path) -> bool:
-    """Whether `quarantine` put it there."""
+    """Whether `quarantine` put it there as corrupt."""
     return path.suffix.startswith(".corrupt")
 
 
@@ -367,8 +367,25 @@ CANNOT_LOCK = (errno.EBADF, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # wha
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def unshared(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which ends with the process, or CotlibError if another process makes `what`, in words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_alone(path, wait=False))
+        except BlockingIOError:
+            raise CotlibError(
+                f"{what} is being made by another process, which holds {path}; wait for it, then type the same again"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _alone(path: Path, wait: bool = True) -> Iterator[None]:
     """Wait until no other process holds this file or folder, then hold it. Ends with the process.
+
+    wait: else BlockingIOError if another one does.
 
     Of this machine, or of all if the file system locks for all; on one that cannot lock there is nothing to wait with.
     """
@@ -380,7 +397,7 @@ def _alone(path: Path) -> Iterator[None]:
     handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)  # NFS locks what is open for writing
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno not in CANNOT_LOCK:
                 raise

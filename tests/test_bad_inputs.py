@@ -530,12 +530,12 @@ class TestExport:
         assert_helpful(error.value, f"{path}, line 2", "base-1.jsonl.corrupt")
         assert path.read_bytes() == damaged and not (tmp_path / "out").exists()
 
-    def test_a_folder_with_prompts_that_are_not_exported_now(self, pools, tmp_path):
-        assert self.export(pools, tmp_path / "out") == self.export(pools, tmp_path / "out") == 1
-        (tmp_path / "out" / "00007").mkdir()
+    def test_a_folder_with_pictures_of_somebody_else(self, pools, tmp_path):
+        theirs = store.atomic_write(tmp_path / "out" / "00000" / "samples" / "0003.png", "mine")
         with pytest.raises(ValueError) as error:
             self.export(pools, tmp_path / "out")
-        assert_helpful(error.value, "1 prompts that are not exported now, the first 00007", f"rm -r {tmp_path / 'out'}")
+        assert_helpful(error.value, f"{tmp_path / 'out' / '00000'} is not from an earlier export", "an empty folder")
+        assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [theirs]
 
     def test_a_file_in_the_place_of_the_folder(self, pools, tmp_path):
         (tmp_path / "out").write_text("mine")

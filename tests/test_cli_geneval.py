@@ -176,14 +176,12 @@ def test_only_what_is_named_by_digits_counts(folder, use, call):
     assert len(rows_of(folder / "results.jsonl")) == len(PROMPTS) * KEEP
 
 
-def test_a_link_to_nothing_and_a_folder_named_like_a_picture_are_no_pictures(folder, use, call):
-    call(folder)
-    results = (folder / "results.jsonl").read_text()
-    (folder / ONE / "samples" / "0005.png").symlink_to(folder / "nowhere.png")
+def test_a_folder_named_like_a_picture_is_none_and_a_link_to_nothing_is_named(folder, use, call):
     (folder / ONE / "samples" / "0006.png").mkdir()
-    again = use(Marked())
-    assert call(folder)[0] == 0 and again.seen == 0
-    assert (folder / "results.jsonl").read_text() == results
+    assert call(folder)[0] == 0 and len(rows_of(folder / "results.jsonl")) == len(PROMPTS) * KEEP
+    (folder / ONE / "samples" / "0005.png").symlink_to(folder / "nowhere.png")
+    code, _, complaint = call(folder)
+    assert code == 3 and "cannot read" in complaint and "0005.png" in complaint
 
 
 def test_a_picture_that_vanishes_before_its_turn_is_named(folder, use, call, monkeypatch):
@@ -386,11 +384,19 @@ def test_an_exported_pool_gets_the_verdicts_that_its_codes_got(tmp_path, use, ca
 
 
 def test_a_second_export_leaves_no_picture_of_the_first(tmp_path):
-    write_prompt(tmp_path, PROMPTS[0], np.stack([picture(True, k) for k in range(4)]))
-    write_prompt(tmp_path, PROMPTS[0], np.stack([picture(False, 7)]))
-    (entry,) = scoring.read_folder(tmp_path)
-    assert [path.name for path in entry.pictures] == ["0000.png"]
-    assert np.array_equal(np.array(Image.open(entry.pictures[0])), picture(False, 7))
+    def pool(name, n_prompts, n):
+        ledger = Ledger(tmp_path / name / "base-0.jsonl", "key")
+        for prompt in PROMPTS[:n_prompts]:
+            ledger.append({"prompt": prompt.id, "paths": [paths.pack(np.array([[k]])) for k in range(n)]})
+        return [ledger.path]
+
+    def export(pools, n):
+        return export_pools(pools, tmp_path / "out", n, lambda codes: np.stack([picture(True)] * len(codes)), "")
+
+    assert export(pool("large", 3, 4), 4) == 3
+    assert export(pool("small", 2, 4), 1) == 2
+    there = [[path.name for path in entry.pictures] for entry in scoring.read_folder(tmp_path / "out")]
+    assert there == [["0000.png"], ["0000.png"]]
 
 
 def test_chunks_hold_whole_prompts_and_the_first_is_large_enough_for_a_guard(folder):

@@ -453,6 +453,48 @@ def test_another_seed_by_force_sets_the_shared_ledger_aside_and_goes_through(pro
         by_hand.ledger("base-0", steps=8)
 
 
+HERE = {"generator": "0123456789ab", "judge": "orm-0123456789ab", "precision": "fp32", "n": 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "weights", "anything"),
+    [
+        ({"generator": "ab0123456789", "judge": "orm-ab0123456789"}, True, True),
+        ({"n": 8}, False, True),  # a pool that was made ahead, or what a killed run of another request left
+        ({"n": 8, "generator": "ab0123456789"}, False, True),
+        ({"more": "x"}, False, True),
+        ({"precision": "bf16"}, False, False),  # notebooks that are finished rest on it
+        ({"precision": "bf16", "n": 8}, False, False),
+    ],
+)
+def test_which_ledgers_the_chain_sets_aside(project, monkeypatch, change, weights, anything):
+    here = run.Run(check("01_baseline", seed=0, **SMOKE), "key", outputs(project), {})
+    for replaces, is_set_aside in (("", False), ("weights", weights), ("anything", anything)):
+        for name in ("a", "a.shard-1-of-2"):
+            identity = {"scale": "pocket", "seed": 0, **HERE, **change}
+            theirs = store.Ledger(outputs(project, f"pools/{name}.jsonl"), store.digest(identity)[:12], identity)
+            theirs.append({"prompt": "x"})
+        monkeypatch.setenv(provenance.REPLACES, replaces)
+        if is_set_aside:
+            assert len(here.ledger("a", **HERE)) == 0
+        else:
+            with pytest.raises(ForeignError):
+                here.ledger("a", **HERE)
+        there = {path.name for path in outputs(project, "pools").glob("a.*")}
+        names = {"a.jsonl", "a.shard-1-of-2.jsonl"}
+        assert there == ({f"{name}.outdated" for name in names} if is_set_aside else names)
+        for path in outputs(project, "pools").glob("a.*"):
+            path.unlink()
+
+
+def test_a_notebook_that_nobody_forced_replaces_no_ledger_of_another_request(project):
+    shutil.rmtree(outputs(project))  # as if the pool had been made ahead
+    edit(project, "01_baseline", "steps=8", "steps=9")
+    with pytest.raises(NotebookError, match="steps: 8 there, 9 here"):
+        chain.run_chain(["01_baseline"], **SMOKE)
+    assert chain.run_chain(["01_baseline"], force=True, **SMOKE) == {"01_baseline": "done"}
+
+
 def test_the_seed_that_is_there_is_in_what_merges_the_results(project, capsys):
     chain.run_chain(seed=2, force=True, **SMOKE)
     for text in (None, "[]"):
