@@ -399,13 +399,14 @@ def seed_of(records: list[dict[str, Any]]) -> int:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """results.json; CorruptError if it is unreadable or not what the notebooks that are finished measured.
 
-    The cost of the report is left out of the comparison: it may be newer than what it merged.
+    What the report cost is left out of the comparison: it may be newer than what it merged.
     """
     records, made = store.read_json(folder / RESULTS), collect(folder)
     finished = {entry["notebook"] for entry in made}
 
     def measured(entries: list[dict[str, Any]]) -> dict[str, Any]:
-        return {e["name"]: e for e in entries if e["notebook"] in finished and e["name"] != "cost/08_report"}
+        mine = [e for e in entries if e["notebook"] in finished]
+        return {e["name"]: {**e, "value": None} if e["name"] == "cost/08_report" else e for e in mine}
 
     try:
         fields = {frozenset(entry) for entry in made}

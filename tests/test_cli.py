@@ -171,7 +171,7 @@ class TestExportGeneval:
         self.fill()
         code, said, _ = call("export", "geneval", str(tmp_path / "out"), "--candidates", "2")
         assert code == 0 and said == f"2 prompts x 4 images in {tmp_path / 'out'}\n"
-        assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["00000", "00001"]
+        assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["00000", "00001"]
         folder = tmp_path / "out" / "00001"
         assert json.loads((folder / "metadata.jsonl").read_text()) == geneval_prompts()[1].metadata()
         pixels = [int(np.asarray(Image.open(folder / "samples" / f"{k:04}.png"))[0, 0, 0]) for k in range(4)]
