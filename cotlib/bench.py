@@ -115,7 +115,7 @@ def compare(config: ShowoConfig = CONFIG, options: DecodeOptions = OPTIONS, roun
     torch.manual_seed(0)
     model = Showo(config, build_tokenizer()).eval()
     half, rounded = copy.deepcopy(model), replace(options, precision="bf16")
-    half.showo.model.to(torch.bfloat16)  # as `load_generator` does
+    half.store_backbone(torch.bfloat16)  # as `load_generator` does
     jobs: dict[str, Callable[..., torch.Tensor]] = {
         "reference": lambda *request: reference(model, *request, options),
         "fp32": lambda *request: final(decode(model, *request, options)).codes,

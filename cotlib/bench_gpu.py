@@ -90,7 +90,7 @@ def report(config: ShowoConfig = CONFIG, lora_rank: int = 64) -> Iterator[str]:
     options = DecodeOptions(steps=SCALE.steps, guidance=SCALE.guidance, temperature=SCALE.temperature, precision="bf16")
     model = random_generator(config, "cuda")
     yield f"Show-o: {sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion random weights"
-    model.showo.model.to(torch.bfloat16)
+    model.store_backbone(torch.bfloat16)
     for n in (20, 80):
         torch.cuda.reset_peak_memory_stats()
         try:

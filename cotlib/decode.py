@@ -320,6 +320,12 @@ def _check_request(
     n_seeds = B if isinstance(seeds, Noise) else len(seeds)
     if not texts or n_seeds != B:
         raise ValueError(f"decode: expected one seed per text, got {B} texts and {n_seeds} seeds")
+    stored = getattr(model, "dtype", torch.float32)
+    if options.precision == "fp32" and stored != torch.float32:
+        raise ValueError(
+            f"decode: precision 'fp32' for a generator stored in {stored}; load it with "
+            "cotlib.loaders.generator_to_train(scale)"
+        )
     if candidates is None and options.remask_temperature == "upstream-carry":
         raise ValueError(
             "decode: remask_temperature 'upstream-carry' depends on the order of candidates; "
@@ -355,7 +361,7 @@ def _guided_probabilities(
             asked, free = model.hidden_after(prefix, codes.repeat(2, 1), masked.repeat(2, 1)).float().chunk(2)
             hidden = (1 + g) * asked[masked] - g * free[masked]
         else:
-            hidden = model.hidden_after(prefix, codes, masked)[masked]
+            hidden = model.hidden_after(prefix, codes, masked)[masked].float()
         logits = model.head(hidden)
     return logits.float().softmax(-1)
 

@@ -199,7 +199,10 @@ def _check_disk(wanted: Iterable[Wanted]) -> None:
 def _download(one: Wanted) -> None:
     """Fetch what is missing and remember its revision: before, so that a resumed fetch takes the same files."""
     hub.remember(one.repository, {"part": one.part, "revision": one.revision, "files": one.sizes})
-    if one.missing():
+    if missing := one.missing():
+        for path in filter(None, map(one.path, missing)):  # of the wrong size: the hub's client takes it as it is
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         snapshot_download(
             one.repository, revision=one.revision, allow_patterns=list(hub.patterns_of(one.part)), local_dir=one.local
         )

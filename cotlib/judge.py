@@ -3,7 +3,8 @@
 `LlavaOnevisionForConditionalGeneration` in both sizes, through the same code. A picture is its base patch and the
 newline token ("pad" in the released code: 730 tokens at 7B, 65 here). P(yes) = sigmoid(logit yes - logit no) at the
 answer's position, every spelling of both words pooled: deterministic, unlike the released code, which samples an answer
-and reads a probability after top-k and top-p (selector.py of the paper's repository); `score="sampled"` does that.
+and reads a probability after top-k and top-p (selector.py of the paper's repository); `score="sampled"` does that. The
+released code also begins with a system turn, "You are a helpful assistant."; the template of the weights here has none.
 
 Questions are texts, or tuples of turns: (question, answer, question) asks the last one.
 """
@@ -26,7 +27,6 @@ from transformers import (
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    RepetitionPenaltyLogitsProcessor,
     SiglipVisionConfig,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -340,12 +340,8 @@ class Judge:
 
     def _sampled_score(self, logits: torch.Tensor, asked: list[list[Question]], seeds: Sequence[int]) -> np.ndarray:
         """P("yes" in lower case) after the checkpoint's own warping, as released; 0 for another sampled first word."""
-        settings = self.model.generation_config
+        settings = self.model.generation_config  # its repetition penalty finds nothing to repeat at the first word
         warped = logits
-        if (settings.repetition_penalty or 1.0) != 1.0:
-            penalty = RepetitionPenaltyLogitsProcessor(settings.repetition_penalty)
-            read = [torch.tensor([[*self.head, *self._ids(q)]]) for (q,) in asked]
-            warped = torch.cat([penalty(ids, row[None]) for ids, row in zip(read, warped, strict=True)])
         if settings.top_k:
             warped = TopKLogitsWarper(settings.top_k)(None, warped)
         if (settings.top_p or 1.0) < 1.0:
@@ -420,14 +416,19 @@ class Judge:
         try:
             model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            tokenizer.chat_template = tokenizer.chat_template or _chat_template(Path(folder))
+            tokenizer.chat_template = _chat_template(Path(folder)) or tokenizer.chat_template
+            if "image" not in (tokenizer.chat_template or ""):
+                raise ValueError("no chat_template with pictures in it, nor in chat_template.jinja or .json")
+            return cls(model.to(device).eval(), tokenizer)
         except Exception as error:
             raise CorruptError(f"cannot load the judge from {folder}: {error}; fetch the folder again") from error
-        return cls(model.to(device).eval(), tokenizer)
 
 
-def _chat_template(folder: Path) -> str:
-    """The template that older snapshots keep in a file of the processor's."""
+def _chat_template(folder: Path) -> str | None:
+    """The template with pictures. In snapshots that keep it in a file of the processor's, the tokenizer has one of its
+    own, of the language model and without pictures."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text()
-    return json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    if (folder / "chat_template.json").is_file():
+        return json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    return None

@@ -34,7 +34,10 @@ def weights_folder(scale: Scale, part: str) -> Path:
         return hub.folder_of(scale, part)
     folder = WEIGHTS / part
     if not (folder / "config.json").is_file():
-        raise IncompleteError(f"no weights in {folder}; train them with: cotlib pretrain {part}")
+        raise IncompleteError(
+            f"no weights in {folder}; restore them with: git checkout {folder}, or train: cotlib pretrain {part} "
+            "--minutes 30"
+        )
     return folder
 
 
@@ -91,8 +94,7 @@ def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
     from .precision import best_dtype
 
     generator = generator_to_train(scale, folder)
-    generator.showo.model.to(best_dtype(generator.device.type))
-    return generator
+    return generator.store_backbone(best_dtype(generator.device.type))
 
 
 def _check_same_codes(scale: Scale, generator: Showo, folder: Path) -> None:
@@ -166,7 +168,8 @@ def trusted_evaluator(
     if scale.offline:
         from .pocket.canary import labelled_scenes
 
-        remedy = f"restore the weights with: git checkout {WEIGHTS / 'detector'}, or train: cotlib pretrain detector"
+        again = "cotlib pretrain detector --minutes 30"
+        remedy = f"restore the weights with: git checkout {WEIGHTS / 'detector'}, or train: {again}"
         check(evaluator, labelled_scenes(), f"the detector of {WEIGHTS / 'detector'}", remedy)
     else:
         evaluator.self_check()

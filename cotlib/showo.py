@@ -287,6 +287,18 @@ class Showo(nn.Module):
     def device(self) -> torch.device:
         return self.showo.lm_head.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer's weights are stored in."""
+        return self.showo.model.dtype
+
+    def store_backbone(self, dtype: torch.dtype) -> Showo:
+        """Store the transformer's weights in another type, but not the frequencies of its rotary embedding: those of
+        bfloat16 turn the last of a thousand positions by a fifth of a radian."""
+        phi = self.showo.model.to(dtype)
+        phi.rotary_emb = type(phi.rotary_emb)(phi.config).to(self.device)
+        return self
+
     # --- Files: Show-o's own layout, `pytorch_model.safetensors` with the prefix `showo.` ---
 
     def save_pretrained(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:

@@ -399,8 +399,8 @@ def test_opening_shows_the_widget_before_the_models_are_there_and_a_first_pictur
     begun = time.process_time()
     open_explorer(run)
     assert len(shown) == 1 and shown[0] - begun < 2
-    explored = finished(setting(n=2, verifier="orm-zero-shot", options=DecodeOptions(precision="fp32")), bench_of(run))
+    explored = finished(setting(n=2, verifier="orm-zero-shot", options=DecodeOptions()), bench_of(run))
     assert explored.progress == 1.0
     begun = time.process_time()
-    next(Exploration(setting(n=4, options=DecodeOptions(precision="fp32")), bench_of(run)).work())
+    next(Exploration(setting(n=4, options=DecodeOptions()), bench_of(run)).work())
     assert time.process_time() - begun < 2

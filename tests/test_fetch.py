@@ -45,7 +45,8 @@ class FakeHub:
             if self.stop_after == number:
                 raise KeyboardInterrupt
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(self.files[name])
+            if not (folder / name).exists():  # what is there is taken as it is, whatever its size
+                (folder / name).write_bytes(self.files[name])
 
 
 @pytest.fixture

@@ -65,6 +65,9 @@ def official(tmp_path_factory):
     )
     words.save_pretrained(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_CHAT}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    of_the_language_model = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": of_the_language_model}))
     ids = words.convert_tokens_to_ids
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     torch.manual_seed(1)
