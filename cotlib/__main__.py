@@ -188,7 +188,8 @@ def results(
     records = [record for record in measured if fnmatch.fnmatchcase(record["name"], wanted)]
     if not records:
         where = f"{scale}, published" if published else f"{scale}/{effort}"
-        raise ValueError(f"no measurement matches {pattern!r} at {where}; see them all with: cotlib results")
+        options = f"--scale {scale} " + ("--published" if published else f"--effort {effort}")
+        raise ValueError(f"no measurement matches {pattern!r} at {where}; see them all with: cotlib results {options}")
     if as_json:
         print(json.dumps(records, indent=1))
     else:

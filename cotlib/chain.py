@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cotlib import earlier, errors, provenance, store
 from cotlib.config import NOTEBOOKS, SCALES, Settings, check, suggest
@@ -42,7 +43,7 @@ PAPER_ITEMS: tuple[tuple[str, str, str | None, str], ...] = (
     ("Table 4", "LlamaGen and Janus-Pro", None, "v2 only; other generators, no code released"),
     ("Table 5", "PARM++ with and without reflection", "07_reflection", ""),
     ("Figure 1", "verify, align, both: the idea as a diagram", "06_integration", "on our own pictures"),
-    ("Figure 2", "three prompts step by step, with and without a verifier", "05_parm", ""),
+    ("Figure 2", "three prompts step by step, with and without a verifier", "01_baseline", "paths that PARM stops: 05"),
     ("Figure 3", "GenEval against N, verifiers on the base model", "03_process_verifier", "PARM: 05"),
     ("Figure 4", "ORM, PRM and PARM, as a diagram", "05_parm", "one path under all three"),
     ("Figure 5", "pictures of early and late steps", "03_process_verifier", "film strip: 01"),
@@ -518,7 +519,14 @@ def to_html(executed: Path) -> str:
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(executed.parent)}})
     for i, formula in enumerate(formulas):
         body = body.replace(PLACE.format(i), formula)
-    return re.sub(r'href="([\w-]+)\.ipynb([#"])', r'href="../\1/executed.html\2', body)
+    return re.sub(r'href="([\w-]+)\.ipynb([#"])', lambda found: f'href="{_page_of(*found.groups(), executed)}', body)
+
+
+def _page_of(notebook: str, end: str, executed: Path) -> str:
+    """Where a link to a notebook leads from an executed one: to its page, or to its source if the chain makes none."""
+    if notebook in DAG:
+        return f"../{notebook}/executed.html{end}"
+    return quote(os.path.relpath(provenance.notebook_path(notebook), executed.parent)) + end
 
 
 FORMULA = re.compile(r"(?P<code>`[^`]*`)|\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?P<inline>[^$\n]+)\$", re.DOTALL)

@@ -75,7 +75,7 @@ def read(folder: Path, generator: str = "base", verifier: str = "none", image: i
     except (KeyError, IndexError, TypeError) as error:
         raise CorruptError(
             f"{folder / 'pools'}: the ledgers of {generator!r} and {verifier!r} were made by another version "
-            f"({type(error).__name__}: {error}); make them again with: cotlib run --force"
+            f"({type(error).__name__}: {error}); make them again with: {_command(folder)} --force"
         ) from error
     return Picks(name or f"{generator}, {verifier}", found)
 
@@ -86,7 +86,11 @@ def _ledger(folder: Path, name: str) -> dict[str, dict]:
         return Ledger.existing(path).by_prompt()
     except FileNotFoundError:
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.jsonl"))) or "nothing"
-        raise IncompleteError(f"no {path}; there is {there}. Make it with: cotlib run") from None
+        raise IncompleteError(f"no {path}; there is {there}. Make it with: {_command(Path(folder))}") from None
+
+
+def _command(folder: Path) -> str:
+    return f"cotlib run --scale {folder.parent.name} --effort {folder.name}"
 
 
 def _favourite(record: dict, verifier: str) -> tuple[int, float | None]:

@@ -103,6 +103,9 @@ def refusal(generator: Generator, text: str) -> Refusal | None:
     if not text:
         return Refusal("There is no prompt: type some words, such as “a photo of two dogs”, or choose one of a task.")
     nearest = unknown(generator.tokenizer, text) if hasattr(generator, "tokenizer") else {}
+    plain = text.lower().rstrip(" .!?")
+    if nearest and plain and not unknown(generator.tokenizer, plain):
+        return Refusal("This generator reads small letters and no full stop.", {text: [plain]})
     if nearest:
         words = [_shortened(word) for word in nearest]
         named = ", ".join(f"“{word}”" for word in words[:3]) + (f" and {len(words) - 3} more" if words[3:] else "")
@@ -143,7 +146,7 @@ def bench_of(run: Run) -> Bench:
     """The models of a run's scale, and those that its notebooks have trained so far."""
     found, unreadable = trained_models(run.models)
     judges = {name: folder for name, folder in found.items() if name in VERIFIERS}
-    others = (*VERIFIERS, "parm++")
+    others = (*VERIFIERS, "parm++", "facts")  # judges
     aligned = {n: folder for n, folder in found.items() if n not in others and not n.endswith(models.VARIANT)}
     scores = {
         name: partial(_score, run.scale, name, judges.get(v.judge))

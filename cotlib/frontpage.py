@@ -60,7 +60,8 @@ def block(folder: Path) -> str:
             "",
             *_table(measured),
             "",
-            f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts; "
+            f"Effort `{manifest['effort']}`: {n} prompts, N as in the table, 95 % intervals over prompts, of one "
+            "training each (`cotlib results --published seed-spread`: how much others differ); "
             f"{published.cost(manifest)}, work that was found ready not counted. All numbers: "
             f"`cotlib results --published`; tables and figures of the report: [`{address}`]({address})."
             f"{_lacking(manifest)}",
@@ -130,8 +131,9 @@ def figure(folder: Path) -> Figure:
 
     records, manifest = published.read_published(folder)
     measured = {record["name"]: record for record in records}
-    found = {row: recorded(measured, *row)[0] for row in paper.FRONT}
-    drawn = beside_the_paper({row: by_task for row, by_task in found.items() if by_task})
+    found = {row: recorded(measured, *row) for row in paper.FRONT}
+    there = {row: by_task for row, (by_task, _) in found.items() if by_task}
+    drawn = beside_the_paper(there, {row: n for row, (_, n) in found.items()})
     made = f"{', '.join(manifest['commits'])} · {manifest['scale']} · {manifest['effort']} · seed {manifest['seed']}"
     drawn.text(1, 0, made, ha="right", va="top", fontsize=6, color="0.4")
     return drawn

@@ -116,5 +116,10 @@ VERDICTS = ("holds", "undecided", "fails")
 
 
 def verdict(low: float, high: float) -> str:
-    """What a difference's interval says of an ordering, the paper's or our own."""
+    """What a difference's interval says of an ordering, the paper's or our own.
+
+    One without width, as of a single prompt a task, shows no variation and so decides nothing.
+    """
+    if low == high:
+        return "undecided"
     return VERDICTS[0 if low > 0 else 2 if high < 0 else 1]

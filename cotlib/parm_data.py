@@ -3,8 +3,8 @@
 From the paths of the ranking data. Clarity has two kinds of labels: "static", the paper's rule by step (of 18, yes
 after the 11th, no before the 10th), and "settled", measured: yes from the step on which the evaluator says of the
 picture what it will say of the finished one, its reasons included: right or wrong alone would call the mush of a first
-step clear wherever the end is wrong. Potential is the verdict on the finished picture. Both are one conversation,
-clarity first.
+step clear wherever the end is wrong. Potential is the verdict on the finished picture, asked about at any step (in the
+paper after the 11th). Both are one conversation, clarity first.
 """
 
 from __future__ import annotations

@@ -133,9 +133,11 @@ def roll_out(
                 for candidate in range(min(n_paths, pool.n_candidates))
                 for step in sorted(_steps_of(prompt, candidate, seed, options.steps, n_steps))
             ]
-            ends = _completed(rows, pool, generator, options, seed, n)
             asked = [prompt for prompt, _, _ in rows for _ in range(n)]
-            right = [v.correct for v in evaluator.evaluate(paint(ends), asked)]
+            right = []
+            if rows:  # a path of one step has no middle
+                ends = _completed(rows, pool, generator, options, seed, n)
+                right = [v.correct for v in evaluator.evaluate(paint(ends), asked)]
             for prompt in chunk:
                 mine = [
                     {"candidate": k, "step": step, "right": right[i * n : (i + 1) * n]}

@@ -30,7 +30,7 @@ METHODS = {
     "prm": ("#009E73", ">", "-.", "PRM, fine-tuned"),
     "parm": ("#E69F00", "P", "-", "PARM"),
     "parm-keep": ("#8B4500", "*", ":", "PARM, most promising kept"),
-    "parm-released": ("#F0E442", "X", "--", "PARM as released (stops nothing)"),
+    "parm-released": ("#999933", "X", "--", "PARM as released (stops nothing)"),
     "prune-and-branch": ("#882255", "d", ":", "prune and branch"),
     "parm++-no-reflection": ("#661100", "p", ":", "PARM++ without reflection"),
     "parm++": ("#661100", "h", "-", "PARM++ with reflection"),
@@ -327,8 +327,13 @@ def beside_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) ->
     return pd.DataFrame(rows)
 
 
-def beside_the_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]) -> Figure:
-    """Overall of (generator, verifier) pairs, ours filled with its 95 % interval, the paper's as an open diamond."""
+def beside_the_paper(
+    estimates: Mapping[tuple[str, str], Mapping[str, Estimate]], n_of: Mapping[tuple[str, str], int | None]
+) -> Figure:
+    """Overall of (generator, verifier) pairs, ours filled with its 95 % interval, the paper's as an open diamond.
+
+    n_of: how many candidates each pair chooses among.
+    """
     fig, ax = plt.subplots(figsize=(7.6, 0.6 + 0.28 * max(1, len(estimates))))
     for y, ((generator, verifier), by_task) in enumerate(estimates.items()):
         color, marker = GENERATORS[generator][:2] if generator != "base" else METHODS[verifier][:2]
@@ -339,7 +344,8 @@ def beside_the_paper(estimates: Mapping[tuple[str, str], Mapping[str, Estimate]]
         if published is not None:
             ax.plot(published, y, "D", mfc="white", mec="0.3", ms=6, label="paper" if y == 0 else None)
             ax.plot([published, ours.value], [y, y], color="0.85", lw=1, zorder=0)
-    ax.set_yticks(range(len(estimates)), [paper.ROW_NAMES[row] for row in estimates])
+    among = {row: f", N = {n}" if n else "" for row, n in n_of.items()}
+    ax.set_yticks(range(len(estimates)), [paper.ROW_NAMES[row] + among[row] for row in estimates])
     ax.invert_yaxis()
     ax.set(xlabel="GenEval overall (fraction of images)", xlim=(0.4, 1.0))
     ax.grid(axis="x", color="0.9")
@@ -409,13 +415,13 @@ def film_strip(rows: Sequence[tuple[str, np.ndarray, Sequence[str], int, bool | 
     """
     T = max(len(pictures) for _, pictures, *_ in rows)
     fig, axes = plt.subplots(len(rows), T, figsize=(size * T, (size + 0.42) * len(rows)), squeeze=False)
-    for line, (name, pictures, verdicts, n_decoded, right) in zip(axes, rows, strict=True):
+    for row, (line, (name, pictures, verdicts, n_decoded, right)) in enumerate(zip(axes, rows, strict=True)):
         for step, ax in enumerate(line):
             _bare(ax)
             decoded = step < n_decoded
             ax.imshow(pictures[step], interpolation="nearest", alpha=1.0 if decoded else 0.12)
             ax.set_xlabel(verdicts[step] if decoded else "", fontsize=6)
-            if line is axes[0]:
+            if row == 0:
                 ax.set_title(f"step {step + 1}", fontsize=8)
         line[0].set_ylabel(fill(name, 16), fontsize=7)
         if right is not None and n_decoded == T:
@@ -479,10 +485,10 @@ def reflection_curves(rounds: pd.DataFrame) -> Figure:
 
 def corrections(rows: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[bool]]]) -> Figure:
     """Rounds of correction, a row a prompt: text, pictures uint8 [R, H, W, 3], what the judge says of each, and
-    whether the evaluator calls it right (framed blue) or wrong (dashed red)."""
+    whether the evaluator calls it right (framed blue) or wrong (dashed orange)."""
     R, size = max(len(pictures) for _, pictures, *_ in rows), 1.9
     fig, axes = plt.subplots(len(rows), R, figsize=(size * R, (size + 0.75) * len(rows)), squeeze=False)
-    for line, (text, pictures, said, right) in zip(axes, rows, strict=True):
+    for row, (line, (text, pictures, said, right)) in enumerate(zip(axes, rows, strict=True)):
         for i, ax in enumerate(line):
             _bare(ax)
             if i >= len(pictures):
@@ -491,7 +497,7 @@ def corrections(rows: Sequence[tuple[str, np.ndarray, Sequence[str], Sequence[bo
             ax.set_xlabel(fill(said[i], 34), fontsize=6)
             ax.spines[:].set(visible=True, linewidth=2.5, color="#0072B2" if right[i] else "#D55E00")
             ax.spines[:].set_linestyle("-" if right[i] else (0, (3, 2)))
-            if line is axes[0]:
+            if row == 0:
                 ax.set_title("first choice" if i == 0 else f"round {i}", fontsize=8)
         line[0].set_ylabel(fill(text, 18), fontsize=7)
     fig.tight_layout(pad=0.4)

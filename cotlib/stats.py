@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.stats import DegenerateDataWarning, binomtest, bootstrap, rankdata
 from .prompts import TASKS, Prompt, check_known
 
 N_RESAMPLES = 2000
+Statistic = Callable[..., np.ndarray]  # (groups [..., G], axis) -> [...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,50 @@ def _estimate(
     return Estimate(value, float(interval.low), float(interval.high), n)
 
 
+def ratio(
+    parts: Sequence[float],
+    wholes: Sequence[float],
+    groups: Sequence[Hashable],
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Sum of parts over sum of wholes, its interval by resampling groups (prompt ids) whole; n is the number of groups.
+
+    Raises ValueError for fewer than two groups, for wholes that sum to nothing and where the three differ in length.
+    """
+    if not len(parts) == len(wholes) == len(groups):
+        raise ValueError(f"expected as many parts as wholes and groups, got {len(parts)}, {len(wholes)}, {len(groups)}")
+    names = list(dict.fromkeys(groups))
+    if len(names) < 2 or not sum(wholes):
+        raise ValueError(f"a ratio needs two groups and something to divide by, got {len(names)} and {sum(wholes)}")
+    sums = np.zeros((2, len(names)))
+    np.add.at(sums, (slice(None), [names.index(group) for group in groups]), [parts, wholes])
+
+    def statistic(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.divide(*sums[:, chosen].sum(axis))
+
+    value = sums[0].sum() / sums[1].sum()
+    return Estimate(float(value), *_over_groups(statistic, len(names), confidence, seed), len(names))
+
+
+def _over_groups(statistic: Statistic, n_groups: int, confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile interval of a statistic of chosen groups [..., n_groups]; resamples where it is NaN are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        resampled = bootstrap(
+            (np.arange(n_groups),),
+            statistic,
+            vectorized=True,
+            n_resamples=N_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def proportion(hits: Sequence[bool], confidence: float = 0.95) -> Estimate:
     """Fraction of independent trials that hit, with Wilson's interval; n is the number of trials.
 
@@ -174,19 +219,7 @@ def auc_interval(
         with np.errstate(invalid="ignore"):
             return ((times @ wins) * times).sum(-1) / pairs
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # of the NaN resamples, left out below
-        resampled = bootstrap(
-            (np.arange(len(members)),),
-            statistic,
-            vectorized=True,
-            n_resamples=N_RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).bootstrap_distribution
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(resampled, [tail, 1 - tail])
-    return Estimate(auc(scores, labels), float(low), float(high), len(members))
+    return Estimate(auc(scores, labels), *_over_groups(statistic, len(members), confidence, seed), len(members))
 
 
 def _checked(scores: Sequence[float], labels: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:

@@ -329,6 +329,11 @@ class TestPage:
         )
         assert "IntSlider" not in html and "widget-state" not in html
 
+    def test_links_to_notebooks_outside_of_the_chain_lead_to_their_source(self, tmp_path):
+        html = page(tmp_path, nbformat.v4.new_markdown_cell("[l](91_teach_decoding.ipynb#top)"))
+        (found,) = re.findall(r'href="([^"]*91_teach[^"]*)#top"', html)
+        assert (tmp_path / found).resolve() == provenance.notebook_path("91_teach_decoding")
+
     def test_links_between_notebooks_lead_to_the_executed_pages(self, tmp_path):
         html = page(tmp_path, nbformat.v4.new_markdown_cell("[b](01_baseline.ipynb#top) [p](https://arxiv.org/abs/1)"))
         assert 'href="../01_baseline/executed.html#top"' in html and 'href="https://arxiv.org/abs/1"' in html

@@ -139,6 +139,11 @@ def test_a_picture_given_whole_is_refused():
         (" \n ", "There is no prompt", {}),
         ("a photo of a dgo and a kat", "“dgo”, “kat” are outside", {"dgo": "dog", "kat": "cat"}),
         ("🐕", "“🐕” is outside", {"🐕": None}),
+        (
+            "A photo of two dogs.",
+            "reads small letters and no full stop",
+            {"A photo of two dogs.": "a photo of two dogs"},
+        ),
         ("x" * 300, "xxx…” is outside", {"x" * 300: None}),
         ("dog " * 75, "The prompt has too many tokens: shorten the prompt.", {}),
     ],
@@ -169,7 +174,7 @@ def test_what_is_not_trained_yet_is_named_with_the_command_that_makes_it(run):
 
 
 def test_trained_models_are_offered_the_newest_of_each_name(run):
-    for age, folder in enumerate(("dpo-b", "dpo-a", "dpo-variant-c", "parm-a", "parm++-a")):
+    for age, folder in enumerate(("dpo-b", "dpo-a", "dpo-variant-c", "parm-a", "parm++-a", "facts-a")):
         manifest = run.models / folder / "model.json"
         store.write_json(manifest, {"name": folder.removesuffix(folder[-2:]), "files": {}})
         os.utime(manifest, (1e9 + age, 1e9 + age))

@@ -15,6 +15,7 @@ from cotlib.judge import clarity_question, potential_question
 from cotlib.parm import Parm, ParmOptions, prune_and_branch, replay, search
 from cotlib.prompts import geneval_prompts, take
 from cotlib.search import Pool, decode_pool
+from cotlib.stages import judges
 from cotlib.store import Ledger
 from cotlib.verifiers import PARM_TASKS, parm_of, remembered
 
@@ -314,6 +315,21 @@ def test_step_examples_ask_potential_and_clarity_with_the_labels_of_the_path():
     assert all(e["questions"] == questions for e in examples)
     assert [e["answers"] for e in examples[:4]] == [["yes", "no", "no"]] * 2 + [["yes", "yes", "no"]] * 2
     assert [e["answers"] for e in examples[4:]] == [["no", "yes", "yes"]] * 4
+
+
+def test_without_neighbours_parms_judge_learns_clarity_all_the_same(monkeypatch):
+    (prompt,) = PROMPTS[:1]
+    pool = Pool((prompt,), {prompt.id: np.arange(2 * 4).reshape(2, 4, 1).astype(np.int16)})
+    data = SimpleNamespace(
+        pool=pool, labels={prompt.id: {"asked": [prompt.text], "right": [[True], [False]]}}, identity={}
+    )
+    monkeypatch.setattr(judges, "ranking_data", lambda run: data)
+    monkeypatch.setattr(judges, "settled", lambda run: {prompt.id: [2, 0]})
+    monkeypatch.setattr(judges, "outcome_judge", lambda run: SimpleNamespace(folder=None))
+    monkeypatch.setattr(judges, "_tuned", lambda run, name, examples, *rest: examples)
+    examples = judges.parm_judge(SimpleNamespace(seed=0, made={}))
+    assert {len(e["questions"]) for e in examples} == {len(e["answers"]) for e in examples} == {2}
+    assert sum([clarity_question(prompt.text)] in e["questions"] for e in examples) == 2 * judges.PARM_STEPS
 
 
 def test_settling_asks_the_evaluator_about_every_step_and_resumes(tmp_path):

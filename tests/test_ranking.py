@@ -110,6 +110,13 @@ def test_a_roll_out_goes_on_from_the_step_and_keeps_what_was_known(pool, tmp_pat
             assert m["right"] == [bool(end.sum() % 2 == 0) for end in ends]
 
 
+def test_a_path_of_one_step_has_no_middle_to_go_on_from(tmp_path):
+    once = DecodeOptions(steps=1)
+    made = decode_pool(ToyGenerator(), PROMPTS, 2, 0, once, Ledger(tmp_path / "p.jsonl", "k"))
+    ends = ranking.roll_out(made, ToyGenerator(), once, paint, Even(), Ledger(tmp_path / "r.jsonl", "k"), 0, 2, 1)
+    assert ends == {p.id: [] for p in PROMPTS}
+
+
 def test_roll_outs_do_not_depend_on_their_batch(pool, tmp_path):
     def made(name, group):
         ledger = Ledger(tmp_path / name, "k")

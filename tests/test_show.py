@@ -5,6 +5,7 @@ import numpy as np
 from cotlib import show
 from cotlib.stats import Estimate
 
+N_OF = {("base", "none"): None, ("base", "orm"): 8}
 ONE = {t: Estimate(0.5, 0.4, 0.6, 40) for t in show.TASK_NAMES}
 
 
@@ -13,6 +14,20 @@ def test_ours_stands_beside_the_papers_value_with_its_interval():
     assert row["row"] == "Baseline"
     assert row["overall"] == "0.50 ± 0.10  [0.53]"
     assert row["ours - paper"] == "-0.03"
+
+
+def test_how_many_candidates_a_row_chooses_among_stands_beside_its_name():
+    axes = show.beside_the_paper({row: ONE for row in (("base", "none"), ("base", "orm"))}, N_OF).axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names[0] == "Baseline" and names[1].endswith(", N = 8")
+
+
+def test_steps_and_rounds_are_named_above_the_first_row_only():
+    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    strip = show.film_strip([(name, pictures, ["", ""], 2, True) for name in "ab"])
+    rounds = show.corrections([(name, pictures, ["", ""], [True, False]) for name in "ab"])
+    assert [ax.get_title() for ax in strip.axes] == ["step 1", "step 2", "", ""]
+    assert [ax.get_title() for ax in rounds.axes] == ["first choice", "round 1", "", ""]
 
 
 def test_right_and_wrong_pictures_differ_in_colour_and_in_dashes():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cotlib.prompts import TASKS, geneval_prompts, take
-from cotlib.stats import Estimate, auc, auc_interval, overall, paired, proportion, task
+from cotlib.stats import Estimate, auc, auc_interval, overall, paired, proportion, ratio, task
 
 PROMPTS = geneval_prompts()
 
@@ -192,6 +192,18 @@ def test_the_interval_of_an_auc_is_that_of_resampled_groups_counted_pair_by_pair
         aucs.append(auc(scores[picked], labels[picked]))
     found = auc_interval(scores, labels, list(groups))
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(aucs, [0.025, 0.975])), abs=0.03)
+
+
+def test_the_ratio_of_two_counts_has_the_interval_of_resampled_groups():
+    rng = np.random.default_rng(6)
+    wholes, groups = rng.integers(0, 4, 60), np.repeat(np.arange(20), 3)
+    parts = wholes * rng.integers(0, 2, 20)[groups]  # all or nothing of a group
+    found, alone = ratio(parts, wholes, list(groups)), ratio(parts, wholes, range(60))
+    assert found.value == alone.value == pytest.approx(parts.sum() / wholes.sum()) and found.n == 20
+    assert found.low < found.value < found.high and found.high - found.low > 1.3 * (alone.high - alone.low)
+    for bad in (([1], [2], ["a"]), ([0, 0], [0, 0], "ab"), ([1], [2, 3], "ab")):
+        with pytest.raises(ValueError, match="a ratio needs two groups|expected as many parts"):
+            ratio(*bad)
 
 
 def test_resamples_of_one_kind_only_do_not_spoil_the_interval():

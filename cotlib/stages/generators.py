@@ -88,7 +88,7 @@ def preference_options(run: Run, **changes: Any) -> PreferenceOptions:
     The pocket generator has hundreds or thousands of pairs and a skill to learn: it also imitates the chosen pictures.
     """
     options = PreferenceOptions(epochs=run.params["align_epochs"], seed=run.seed, learning_rate=1e-4, sft_weight=1.0)
-    if not run.scale.offline:  # of the paper: one pass, batches of 10, 1e-5, no imitation
+    if not run.scale.offline:  # of the paper, which makes one pass: batches of 10, 1e-5, no imitation
         options = replace(options, batch_size=10, learning_rate=1e-5, sft_weight=0.0)
     return replace(options, **changes)
 

@@ -66,12 +66,15 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
     """The outcome verifier's judge, further trained on clarity, potential and finished pictures together (PARM).
 
     The paper trains one judge on all of it from the start; one that goes on from the outcome verifier's chooses better
-    among finished pictures. Raises ValueError for clarity labels other than "settled" and "static".
+    among finished pictures. The paper asks about potential after the 11th of 18 steps, here any step may be asked
+    about. Raises ValueError for clarity labels other than "settled" and "static".
     """
     if clarity not in parm_data.CLARITY_LABELS:
         raise ValueError(f"unknown clarity labels {clarity!r}; {suggest(clarity, parm_data.CLARITY_LABELS)}")
     data = ranking_data(run)
     ends = ranking.outcome_examples(data.pool, data.labels, outcome_question)
+    n_questions = max(2, len(ends[0]["questions"]))  # of a step at least both, potential and clarity
+    ends = [{**e, **{field: (2 * e[field])[:n_questions] for field in ("questions", "answers")}} for e in ends]
     steps = parm_data.step_examples(
         data.pool,
         data.labels,
@@ -79,7 +82,7 @@ def parm_judge(run: Run, clarity: str = "settled") -> Tuned:
         run.seed,
         PARM_PATHS,
         PARM_STEPS,
-        n_questions=len(ends[0]["questions"]),
+        n_questions,
     )
     examples, depends_on = _in_turns((*ends, *steps)), {**data.identity, "clarity": clarity}
     return _tuned(run, "parm", examples, depends_on, PARM_TASKS, outcome_judge(run).folder, PARM_EPOCHS)
