@@ -202,8 +202,8 @@ def _published(scale: str) -> list[dict[str, Any]]:
 
     records, manifest = published.read_published(published.results_root() / _scale(scale).name)
     print(
-        f"published: effort {manifest['effort']}, seed {manifest['seed']}, commits {', '.join(manifest['commits'])}, "
-        f"{published.cost(manifest)}",
+        f"published: scale {scale}, effort {manifest['effort']}, seed {manifest['seed']}, "
+        f"commits {', '.join(manifest['commits'])}, {published.cost(manifest)}",
         file=sys.stderr,
     )
     return records
@@ -255,9 +255,12 @@ def compare(
     from cotlib.run import RESULTS
     from cotlib.store import read_json
 
-    folder = published.run_folder(run)
+    folder = published.run_folder(run).resolve()
     if with_ == "published":
-        theirs = _published(folder.parent.name if folder.parent.name in SCALES else "pocket")
+        scale = next((name for name in (folder.parent.name, folder.name) if name in SCALES), None)
+        if scale is None:
+            raise ValueError(f"{folder} does not tell its scale; name what to compare it with: --with SCALE/EFFORT")
+        theirs = _published(scale)
     else:
         theirs = read_json(published.run_folder(with_) / RESULTS)
     rows = published.compare(read_json(folder / RESULTS), theirs)

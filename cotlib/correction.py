@@ -142,6 +142,10 @@ class Corrector:
     def device(self) -> torch.device:
         return self.generator.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.generator.dtype
+
     def text_ids(self, texts: list[str]) -> torch.Tensor:
         """Raises ValueError for a reason that the generator cannot read, and for a prompt without a note."""
         return self.generator.text_ids([self._text(text) for text in texts])

@@ -259,7 +259,16 @@ def _first_probabilities(model: Generator, texts: list[str], options: DecodeOpti
 
 
 def read_prompts(model: Generator, texts: list[str], options: DecodeOptions) -> Any:
-    """The prompts, and with guidance the empty prompt beside each, as `branch` takes them."""
+    """The prompts, and with guidance the empty prompt beside each, as `branch` takes them.
+
+    Raises ValueError for float32 (`options.precision`) from a model whose `dtype`, if it has any, is another.
+    """
+    stored = getattr(model, "dtype", torch.float32)
+    if options.precision == "fp32" and stored != torch.float32:
+        raise ValueError(
+            f"decode: precision 'fp32' for a generator stored in {stored}; load it with "
+            "cotlib.loaders.generator_to_train(scale)"
+        )
     return model.prefix([*texts, *[""] * len(texts)] if options.guidance else texts)
 
 
@@ -320,12 +329,6 @@ def _check_request(
     n_seeds = B if isinstance(seeds, Noise) else len(seeds)
     if not texts or n_seeds != B:
         raise ValueError(f"decode: expected one seed per text, got {B} texts and {n_seeds} seeds")
-    stored = getattr(model, "dtype", torch.float32)
-    if options.precision == "fp32" and stored != torch.float32:
-        raise ValueError(
-            f"decode: precision 'fp32' for a generator stored in {stored}; load it with "
-            "cotlib.loaders.generator_to_train(scale)"
-        )
     if candidates is None and options.remask_temperature == "upstream-carry":
         raise ValueError(
             "decode: remask_temperature 'upstream-carry' depends on the order of candidates; "

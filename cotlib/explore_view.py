@@ -379,6 +379,7 @@ def open_explorer(run: Run, n_lanes: int = 1) -> None:
         explorer.take(bench_of(run))
         if n_lanes == 2:
             explorer.lanes[1].guidance.value = 0.0
-        explorer.explore(explorer.settings(), in_thread=False)
+        if (settings := explorer.settings()) is not None:
+            explorer.explore(settings, in_thread=False)
     except Exception as error:
         explorer.say(sentence(error))

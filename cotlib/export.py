@@ -21,9 +21,9 @@ from PIL import Image
 from cotlib import paths, scoring
 from cotlib.errors import IncompleteError
 from cotlib.prompts import Prompt, geneval_prompts
-from cotlib.store import Ledger, atomic_write, write_json
+from cotlib.store import Ledger, atomic_write, read_json, write_json
 
-MARK = "cotlib-export.json"  # says that the prompts beside it are an export, which the next one may replace
+MARK = "cotlib-export.json"  # names the prompts beside it, which the next export may replace
 
 
 def write_prompt(out: Path, prompt: Prompt, pictures: np.ndarray) -> None:
@@ -64,16 +64,18 @@ def export_pools(
     prompts = [prompt for prompt in geneval_prompts() if all(prompt.id in ledger for ledger in ledgers)]
     if not prompts:
         raise IncompleteError(f"no GenEval prompt is in all of {', '.join(map(str, pools))}; finish them with: {make}")
-    if (there := scoring.numbered(out)) and not (out / MARK).is_file():
-        raise ValueError(f"{there[0]} is not from an earlier export; choose an empty folder")
+    there = scoring.numbered(out)
+    exported = read_json(out / MARK)["prompts"] if (out / MARK).is_file() else []
+    if strangers := [path for path in there if path.name not in exported]:
+        raise ValueError(f"{strangers[0]} is not from an earlier export of this version; choose an empty folder")
     codes = {prompt.id: [_pictures(ledger.get(prompt.id)) for ledger in ledgers] for prompt in prompts}
     for id, candidates in codes.items():
         fewest = min(map(len, candidates))
         if not 1 <= n <= fewest:
             raise ValueError(f"{pools[0].parent}: prompt {id} has {fewest} candidates, not {n}; ask for fewer")
-    write_json(out / MARK, {"pools": [str(path) for path in pools], "candidates": n})
     for earlier in there:
         shutil.rmtree(earlier)
+    write_json(out / MARK, {"pools": [str(p) for p in pools], "candidates": n, "prompts": [p.id for p in prompts]})
     for prompt in prompts:
         write_prompt(out, prompt, decode([row for rows in codes[prompt.id] for row in rows[:n]]))
     return len(prompts)

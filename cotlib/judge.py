@@ -419,9 +419,9 @@ class Judge:
             tokenizer.chat_template = _chat_template(Path(folder)) or tokenizer.chat_template
             if "image" not in (tokenizer.chat_template or ""):
                 raise ValueError("no chat_template with pictures in it, nor in chat_template.jinja or .json")
-            return cls(model.to(device).eval(), tokenizer)
         except Exception as error:
             raise CorruptError(f"cannot load the judge from {folder}: {error}; fetch the folder again") from error
+        return cls(model.to(device).eval(), tokenizer)
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -12,15 +12,16 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Gives `advance(n)`, to be called after n more units. Nothing is shown if there is nothing to do.
+def progress(total: int, what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Gives `advance(n)`, to be called after n more units; `advance(n, anew=False)` where they were there before.
+    Nothing is shown if there is nothing to do.
 
     The chain says what its reader sees (COTLIB_PROGRESS = bar or lines); else a notebook gets a widget, a terminal a
     bar, and anything else lines.
     """
     style = os.environ.get("COTLIB_PROGRESS") or ("lines" if not (_in_notebook() or sys.stderr.isatty()) else "auto")
     if not total:
-        yield lambda n: None
+        yield lambda n, anew=True: None
     elif style == "lines":
         yield _Lines(total, what, unit).advance
     else:
@@ -34,7 +35,7 @@ def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]
             else text(total=total, desc=what, unit=unit, file=sys.stdout, mininterval=0.5)
         )
         with bar:
-            yield bar.update
+            yield lambda n, anew=True: bar.update(n)
 
 
 def _in_notebook() -> bool:
@@ -46,17 +47,20 @@ class _Lines:
 
     def __init__(self, total: int, what: str, unit: str) -> None:
         self.total, self.what, self.unit = total, what, unit
-        self.done, self.started = 0, time.monotonic()
+        self.done, self.before, self.started = 0, 0, time.monotonic()
         self.printed = self.started
 
-    def advance(self, n: int) -> None:
+    def advance(self, n: int, anew: bool = True) -> None:
         self.done += n
+        if not anew:
+            self.before += n
+            return
         now = time.monotonic()
         is_last = self.done >= self.total and self.printed > self.started
         if now - self.printed < EVERY and not is_last:
             return
         self.printed = now
-        left = (now - self.started) / self.done * (self.total - self.done)
+        left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
         share = f"{100 * self.done / self.total:.0f} %"
         print(f"{self.what}: {self.done}/{self.total} {self.unit}, {share}, {_duration(left)} left", flush=True)
 

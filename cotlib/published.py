@@ -178,10 +178,11 @@ def compare(ours: Iterable[Mapping[str, Any]], theirs: Iterable[Mapping[str, Any
     """One row per measurement of either run: name, both values, their difference, how far chance reaches, verdict.
 
     Two values differ where they lie further apart than the root of the summed squares of their half intervals, which
-    takes the two runs to be independent: of the same seed and prompts they are less than that, and agree oftener.
-    Without intervals a value is "equal" or "other". "only here" and "only there": of one run alone.
+    takes the two runs to be independent: of the same seed and prompts they are less than that, and agree oftener. An
+    interval without width, of prompts that are all alike, counts as 3/n (the rule of three). Without intervals a value
+    is "equal" or "other". "only here" and "only there": of one run alone. Times are of the machine and left out.
     """
-    a, b = ({m["name"]: m for m in run if not m["name"].startswith(NOT_COMPARED)} for run in (ours, theirs))
+    a, b = ({m["name"]: m for m in run if not _is_of_the_machine(m)} for run in (ours, theirs))
     rows = []
     for name in sorted(a.keys() | b.keys()):
         x, y = a.get(name), b.get(name)
@@ -197,9 +198,17 @@ def compare(ours: Iterable[Mapping[str, Any]], theirs: Iterable[Mapping[str, Any
             same = math.isclose(x["value"], y["value"], rel_tol=1e-6, abs_tol=1e-9)
             rows.append({**row, "verdict": "equal" if same else "other"})
             continue
-        row["chance"] = math.hypot(x["high"] - x["low"], y["high"] - y["low"]) / 2
+        row["chance"] = math.hypot(_half_interval(x), _half_interval(y))
         rows.append({**row, "verdict": "differs" if abs(row["difference"]) > row["chance"] else "agrees"})
     return rows
+
+
+def _is_of_the_machine(record: Mapping[str, Any]) -> bool:
+    return record["name"].startswith(NOT_COMPARED) or record.get("unit") == "s"
+
+
+def _half_interval(record: Mapping[str, Any]) -> float:
+    return (record["high"] - record["low"]) / 2 or (3 / record["n"] if record.get("n") else 0.0)
 
 
 def run_folder(name: str) -> Path:

@@ -206,13 +206,14 @@ def process_examples(
 ) -> list[dict]:
     """One example a step that was rolled out, and one for the end of each such path, whose label is known.
 
-    In the form of `outcome_examples`, with one question.
+    In the form of `outcome_examples`, with one question. Of paths of one step there is the end only.
     """
     by_step, last = [pool.at(step) for step in range(pool.n_steps)], pool.n_steps - 1
     examples = []
     for prompt in pool.prompts:
         made = [(m["candidate"], m["step"], any(m["right"])) for m in roll_outs[prompt.id]]
-        ends = [(k, last, labels[prompt.id]["right"][k][0]) for k in sorted({k for k, _, _ in made})]
+        paths = sorted({k for k, _, _ in made}) or range(pool.n_candidates)
+        ends = [(k, last, labels[prompt.id]["right"][k][0]) for k in paths]
         examples += [
             {
                 "task": prompt.task,

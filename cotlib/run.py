@@ -137,7 +137,7 @@ class Run:
 
         A damaged one is set aside as *.corrupt, and its good lines are kept. What processes of `cotlib pool` have left
         in shards beside it is taken over. One that depends on something else is a ForeignError, but in the chain it is
-        set aside as *.outdated if the notebook was forced, or if only weights differ.
+        set aside as *.outdated if the notebook was forced, or if only weights differ, and taken back when they return.
         """
         path, key, what = self._ledger(name, what)
         *shards, opened = [_open(at, key, what) for at in (*store.shard_paths(path), path)]
@@ -301,24 +301,36 @@ def _number(what: str, value: Any) -> float | int | None:
 def _open(path: Path, key: str, what: dict[str, Any]) -> store.Ledger:
     try:
         return store.Ledger(path, key, what, mend=True)
-    except ForeignError:
-        if not _may_replace(store.Ledger.existing(path).what, what):
-            raise
+    except ForeignError as error:
+        theirs = store.header_of(path)["what"]
+        if theirs.get("precision") != what.get("precision"):
+            raise ForeignError(f"{error}. Each precision needs an outputs folder of its own") from None
+        if not _may_replace(theirs, what):
+            raise ForeignError(f"{error}; `cotlib run NOTEBOOK --force` sets all such ledgers aside") from None
+    earlier = [old for old in path.parent.glob(f"{path.name}.outdated*") if _key_of(old) == key]
     aside = store.quarantine(path, "outdated")
-    opened = store.Ledger(path, key, what)
+    for old in earlier[:1]:  # of this request, and of these weights
+        os.replace(old, path)
+    opened = store.Ledger(path, key, what, mend=True)
     opened.notes.append(f"{path.name} was of another request or of other weights; set aside as {aside.name}")
     print(opened.notes[-1], flush=True)
     return opened
 
 
+def _key_of(ledger: Path) -> str | None:
+    try:
+        return store.header_of(ledger).get("ledger")
+    except CorruptError:
+        return None
+
+
 def _may_replace(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    """Whether the chain may set a ledger aside. Never for another precision: no key tells it, so notebooks that are
-    finished and count as current rest on such a ledger."""
+    """Whether the chain may set a ledger of the same precision aside. No key tells a precision, so notebooks that are
+    finished and count as current may rest on one of another. Trained models count as weights."""
     allowed = os.environ.get(provenance.REPLACES)
     changed = [(theirs.get(name), ours.get(name)) for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)]
     only_weights = all(isinstance(value, str) and DIGEST.fullmatch(value) for pair in changed for value in pair)
-    is_same_precision = theirs.get("precision") == ours.get("precision")
-    return is_same_precision and (allowed == "anything" or (allowed == "weights" and only_weights))
+    return allowed == "anything" or (allowed == "weights" and only_weights)
 
 
 def _stamp(figure: Figure, footer: str, watermark: str | None) -> None:

@@ -127,8 +127,7 @@ class Ledger:
     @classmethod
     def existing(cls, path: Path) -> Ledger:
         """A ledger to read, whatever its key; FileNotFoundError if there is none, CorruptError if it is damaged."""
-        first, newline, _ = Path(path).read_bytes().partition(b"\n")
-        header = _unsealed(path, 1, first) if newline else {}
+        header = header_of(path)
         return cls(path, header.get("ledger", ""), header.get("what"))
 
     def _take_in(self, data: bytes) -> None:
@@ -231,6 +230,16 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """A ledger's first line, {"ledger": key, "what": identity}; {} if it was torn in writing.
+
+    Raises CorruptError if it is not as it was written.
+    """
+    with open(path, "rb") as file:
+        first = file.readline()
+    return _unsealed(path, 1, first[:-1]) if first.endswith(b"\n") else {}
 
 
 def shard_path(path: Path, index: int, count: int) -> Path:

@@ -531,6 +531,10 @@ class TestExport:
         assert path.read_bytes() == damaged and not (tmp_path / "out").exists()
 
     def test_a_folder_with_pictures_of_somebody_else(self, pools, tmp_path):
+        self.export(pools, tmp_path / "mine")
+        (tmp_path / "mine" / "00600").mkdir()
+        with pytest.raises(ValueError, match="00600 is not from an earlier export"):
+            self.export(pools, tmp_path / "mine")
         theirs = store.atomic_write(tmp_path / "out" / "00000" / "samples" / "0003.png", "mine")
         with pytest.raises(ValueError) as error:
             self.export(pools, tmp_path / "out")

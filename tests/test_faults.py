@@ -408,6 +408,15 @@ class TestProgress:
             "decoding: 40/40 prompts, 100 %, 0 s left",
         ]
 
+    def test_what_was_there_before_says_nothing_of_the_time_that_is_left(self, monkeypatch, capsys):
+        clock = iter([0.0, 20.0, 20.0])
+        monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+        monkeypatch.setenv("COTLIB_PROGRESS", "lines")
+        with progress.progress(1000, "aligning", "steps") as advance:
+            advance(800, anew=False)
+            advance(10)
+        assert capsys.readouterr().out == "aligning: 810/1000 steps, 81 %, 6.3 min left\n"
+
     def test_a_quick_loop_and_an_empty_one_say_nothing(self, monkeypatch, capsys):
         for total in (3, 0):
             with progress.progress(total, "x", "y") as advance:

@@ -107,6 +107,13 @@ def test_violating_cases_violate_their_prompt_and_nothing_else():
         assert abs(len(case.scene.things) - wanted) == (1 if case.prompt.task == "counting" else 0)
 
 
+def test_every_prompt_is_asked_about_its_own_scene_and_about_another(monkeypatch):
+    monkeypatch.setattr(checks.world, "scene_of", lambda prompt, seed: prompt)
+    monkeypatch.setattr(checks, "truth_of", lambda scene, prompt: scene == prompt)
+    cases = checks.mixed_cases(2 * 553)
+    assert sorted(case.scene.id for case in cases if case.truth) == sorted(p.id for p in geneval_prompts())
+
+
 def test_mixed_cases_know_their_answers():
     cases = checks.mixed_cases(600)
     assert 0.4 < np.mean([c.truth for c in cases]) < 0.6

@@ -115,6 +115,9 @@ def test_a_path_of_one_step_has_no_middle_to_go_on_from(tmp_path):
     made = decode_pool(ToyGenerator(), PROMPTS, 2, 0, once, Ledger(tmp_path / "p.jsonl", "k"))
     ends = ranking.roll_out(made, ToyGenerator(), once, paint, Even(), Ledger(tmp_path / "r.jsonl", "k"), 0, 2, 1)
     assert ends == {p.id: [] for p in PROMPTS}
+    labels = {p.id: {"right": [[True], [False]]} for p in PROMPTS}
+    examples = ranking.process_examples(made, ends, labels, process_question)
+    assert [e["answers"] for e in examples] == [["yes"], ["no"]] * len(PROMPTS)
 
 
 def test_roll_outs_do_not_depend_on_their_batch(pool, tmp_path):

@@ -478,13 +478,26 @@ def test_which_ledgers_the_chain_sets_aside(project, monkeypatch, change, weight
         if is_set_aside:
             assert len(here.ledger("a", **HERE)) == 0
         else:
-            with pytest.raises(ForeignError):
+            says = "Each precision needs" if "precision" in change else "--force` sets all such ledgers aside"
+            with pytest.raises(ForeignError, match=says):
                 here.ledger("a", **HERE)
         there = {path.name for path in outputs(project, "pools").glob("a.*")}
         names = {"a.jsonl", "a.shard-1-of-2.jsonl"}
         assert there == ({f"{name}.outdated" for name in names} if is_set_aside else names)
         for path in outputs(project, "pools").glob("a.*"):
             path.unlink()
+
+
+def test_an_outdated_ledger_comes_back_when_it_is_wanted_again_and_a_damaged_one_goes_too(project, monkeypatch):
+    here = run.Run(check("01_baseline", seed=0, **SMOKE), "key", outputs(project), {})
+    monkeypatch.setenv(provenance.REPLACES, "weights")
+    path = here.ledger("a", **HERE).path
+    here.ledger("a", **HERE).append({"prompt": "x"})
+    others = {**HERE, "generator": "ab0123456789"}
+    here.ledger("a", **others).append({"prompt": "y"})
+    path.write_bytes(path.read_bytes().replace(b'"y"', b'"z"'))
+    assert list(here.ledger("a", **HERE).by_prompt()) == ["x"]
+    assert [store.header_of(old)["what"]["generator"] for old in path.parent.glob("a.*outdated*")] == ["ab0123456789"]
 
 
 def test_a_notebook_that_nobody_forced_replaces_no_ledger_of_another_request(project):

@@ -40,6 +40,17 @@ def test_a_run_stops_at_its_budget_and_learns(tmp_path):
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_of_a_killed_run_the_log_keeps_what_its_checkpoint_knows(tmp_path):
+    first = make(tmp_path, 0.005)
+    first.run(step_of(first))
+    kept = first.log.read_text()
+    with first.log.open("a") as file:
+        file.write(json.dumps({"step": first.steps + 5, "loss": 1.0}) + "\n")
+    assert make(tmp_path, 0.01).log.read_text() == kept
+    first.checkpoint.unlink()
+    assert make(tmp_path, 0.01).log.read_text() == ""
+
+
 def test_a_stopped_run_goes_on_with_its_optimizer_state_and_its_clock(tmp_path):
     first = make(tmp_path, 0.005)
     first.run(step_of(first))

@@ -7,7 +7,8 @@ the generator trains on a GPU where there is one.
     cotlib pretrain judge     --minutes 45      # needs neither: clean rendered scenes only
 
 Each writes a checkpoint and a log under `runs/pretrain/<part>` (a killed run goes on from there), and at the end its
-weights and a model card. Held-out scenes use seeds of their own stage and never occur in training.
+weights and a model card. Held-out scenes use seeds of their own stage; of one object alone there are so few different
+scenes that they occur in training too.
 
 Evaluation prompts: no model ever reads one of the 553 texts, nor, single objects apart, one of their contents under
 another opening (`unseen`). The 553 hold "a photo of a dog" for all 80 classes; single objects are told of as "a picture
@@ -26,6 +27,7 @@ import torch
 from torch.nn import functional as F
 from transformers import LlavaOnevisionForConditionalGeneration
 
+from ..errors import ForeignError
 from ..geneval import NATURAL
 from ..judge import (
     Judge,
@@ -40,14 +42,14 @@ from ..provenance import machine
 from ..seeds import sample_seed
 from ..showo import Showo, ShowoConfig
 from ..stats import auc
-from ..store import atomic_write
+from ..store import atomic_write, read_json, sha256, write_json
 from ..words import build_tokenizer
 from . import questions, world
 from .checks import agreement, damaged, mixed_cases, pictures, verdicts_on, violating_cases
 from .detector import PALETTE, PLACES, SIDES, PocketDetector, PocketEvaluator
 from .questions import unseen
 from .tokenizer import PocketTokenizer, psnr, to_pixels
-from .training import Budget, Loop, muon_and_adamw
+from .training import CHECKPOINT, Budget, Loop, muon_and_adamw, spent
 
 WEIGHTS = Path(__file__).with_name("weights")
 NOTHING = len(CLASSES)  # the detector's class of a cell that no object covers
@@ -58,8 +60,13 @@ def scenes(spec: world.Mixture, seed: int, stage: str, start: int, n: int) -> li
     return [world.sample_scene(spec, sample_seed(seed, "scene", start + i, stage)) for i in range(n)]
 
 
-def load_vision() -> PocketTokenizer:
-    return PocketTokenizer.from_pretrained(WEIGHTS / "tokenizer").float().eval()
+def load_vision(tokenizer: Path) -> PocketTokenizer:
+    return PocketTokenizer.from_pretrained(tokenizer).float().eval()
+
+
+def tokenizer_in(out: Path) -> Path:
+    """The tokenizer among the weights in a folder, else the shipped one."""
+    return (out if (out / "tokenizer").is_dir() else WEIGHTS) / "tokenizer"
 
 
 # --- Tokenizer --------------------------------------------------------------------------------------------------
@@ -149,11 +156,13 @@ class WebPages(torch.utils.data.Dataset):
         return torch.from_numpy(pictures(batch)), torch.tensor([self.text_row(text) for text in said])
 
 
-def train_generator(minutes: float, folder: Path, seed: int = 0, batch_size: int | None = None) -> Showo:
+def train_generator(
+    minutes: float, folder: Path, seed: int = 0, tokenizer: Path = WEIGHTS / "tokenizer", batch_size: int | None = None
+) -> Showo:
     """batch_size: 64 pictures; with a GPU 512, drawn by processes on all cores but one."""
     on_gpu, words = device() == "cuda", build_tokenizer()
     batch_size = batch_size or (512 if on_gpu else 64)
-    vision = load_vision().to(device())
+    vision = load_vision(tokenizer).to(device())
     torch.manual_seed(seed)  # initial weights
     model = Showo(ShowoConfig(llm_vocab_size=len(words), codebook_size=vision.codebook_size), words).to(device())
     if not on_gpu:  # 82 tokens: its backward pass is 1.4 times as fast as the fused one
@@ -182,9 +191,11 @@ def train_generator(minutes: float, folder: Path, seed: int = 0, batch_size: int
 
 
 @torch.no_grad()
-def check_generator(model: Showo, seed: int = 0, n: int = 1024) -> dict[str, float]:
+def check_generator(
+    model: Showo, tokenizer: Path = WEIGHTS / "tokenizer", seed: int = 0, n: int = 1024
+) -> dict[str, float]:
     """Masked-token loss on held-out scenes with fixed masks."""
-    vision = load_vision().to(model.device)
+    vision = load_vision(tokenizer).to(model.device)
     held_out = scenes(world.WEB, seed, "held-out", 0, n)
     rng = torch.Generator().manual_seed(sample_seed(seed, "mask", 0, "held-out"))
     losses = []
@@ -262,8 +273,10 @@ def blemished(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out.clip(0, 255).astype(np.uint8)
 
 
-def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int = 32) -> PocketDetector:
-    vision = load_vision()
+def train_detector(
+    minutes: float, folder: Path, seed: int = 0, tokenizer: Path = WEIGHTS / "tokenizer", batch_size: int = 32
+) -> PocketDetector:
+    vision = load_vision(tokenizer)
     torch.manual_seed(seed)  # initial weights
     model = PocketDetector().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.99), weight_decay=1e-3)
@@ -283,9 +296,9 @@ def train_detector(minutes: float, folder: Path, seed: int = 0, batch_size: int 
     return model
 
 
-def check_detector(model: PocketDetector, n: int = 5000) -> dict[str, float]:
+def check_detector(model: PocketDetector, tokenizer: Path = WEIGHTS / "tokenizer", n: int = 5000) -> dict[str, float]:
     """Agreement with ground truth on clean, rebuilt and damaged scenes; and how often a violated clause passes."""
-    vision, evaluator = load_vision(), PocketEvaluator(model)
+    vision, evaluator = load_vision(tokenizer), PocketEvaluator(model)
     cases, violations = mixed_cases(n), violating_cases(n)
     distortions = {"": None, "_after_roundtrip": lambda x: vision.decode(vision.encode(x)), "_after_damage": damaged}
     measured = {
@@ -429,25 +442,44 @@ PARTS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-RUNS = Path("runs/pretrain")
+READ_CODES = ("detector", "generator")  # learn from a tokenizer's pictures or codes
+RUNS, REQUEST = Path("runs/pretrain"), "request.json"
 
 
 def run(part: str, minutes: float, out: Path = WEIGHTS, seed: int = 0) -> dict[str, float]:
     """Train one part within a budget, save it with its card under `out/<part>`, return what was measured held out.
 
-    Raises ValueError for an unknown part and for a budget that is not positive.
+    Raises ValueError for an unknown part and for a budget that is not positive; ForeignError where an unfinished
+    training of another request lies.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     if not minutes > 0:
         raise ValueError(f"the budget must be a positive number of minutes, got {minutes}")
-    train, check = PARTS[part]
-    model = train(minutes, RUNS / part, seed)
-    measured = check(model)
+    (train, check), runs = PARTS[part], RUNS / part
+    reads = {"tokenizer": tokenizer_in(Path(out))} if part in READ_CODES else {}
+    digests = {name: sha256(folder / "model.safetensors")[:12] for name, folder in reads.items()}
+    _claim(runs, {"part": part, "minutes": minutes, "seed": seed, **digests})
+    model = train(minutes, runs, seed, **reads)
+    measured = check(model, **reads)
     save(model, Path(out) / part)
-    write_card(part, Path(out) / part, minutes, seed, measured, RUNS / part)
+    write_card(part, Path(out) / part, minutes, seed, measured, runs)
+    for left in (runs / CHECKPOINT, runs / REQUEST):  # the next training begins anew
+        left.unlink()
     print(measured, flush=True)
     return measured
+
+
+def _claim(runs: Path, request: dict[str, object]) -> None:
+    """Remember what is trained in a folder. ForeignError if its checkpoint is of something else."""
+    if (runs / CHECKPOINT).is_file():
+        theirs = read_json(runs / REQUEST) if (runs / REQUEST).is_file() else "an earlier version"
+        if theirs != request:
+            raise ForeignError(
+                f"{runs} holds a training that did not end, of {theirs}; this one is of {request}. Finish that one "
+                f"with its own command, or start anew with: rm -r {runs}"
+            )
+    write_json(runs / REQUEST, request)
 
 
 def save(model: torch.nn.Module | Judge, folder: Path) -> None:
@@ -461,9 +493,10 @@ def save(model: torch.nn.Module | Judge, folder: Path) -> None:
 
 def write_card(part: str, folder: Path, minutes: float, seed: int, measured: dict[str, float], runs: Path) -> None:
     """README.md beside the weights: data, budget, machine, metrics, command, loss curve."""
-    progress = json.loads((runs / "progress.json").read_text())
+    steps, seconds = spent(runs)
     log = [json.loads(line) for line in (runs / "log.jsonl").read_text().splitlines()]
     shown = log[:: max(1, len(log) // 12)]
+    shown += [record for record in log[-1:] if record not in shown]
     columns = sorted({name for record in log for name in record} - {"step", "seconds"})
     curve = [f"| {r['step']} | {r['seconds']} | {' | '.join(str(r.get(c, '')) for c in columns)} |" for r in shown]
     lines = [
@@ -473,7 +506,7 @@ def write_card(part: str, folder: Path, minutes: float, seed: int, measured: dic
         "",
         f"- **Command**: `cotlib pretrain {part} --minutes {minutes:g} --seed {seed}`",
         f"- **Data**: {DATA[part]}",
-        f"- **Budget**: {progress['seconds'] / 60:.1f} min, {progress['steps']} steps, resumable",
+        f"- **Budget**: {seconds / 60:.1f} min, {steps} steps, resumable",
         f"- **Machine**: {_machine(part)}",
         f"- **Measured**: {', '.join(f'{k} {v:.4g}' for k, v in measured.items())}",
         "- **Limits**: knows the 80 classes, 10 colours and sentence forms of the pocket world, nothing else.",

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..store import atomic_write
 
+CHECKPOINT = "checkpoint.safetensors"
 FLOOR = 0.02  # of the peak learning rate, at the end
 
 
@@ -49,6 +50,13 @@ def learning_rate_factor(step: int, spent: float, budget: Budget) -> float:
     return min(1.0, (step + 1) / budget.warmup) * max(FLOOR, min(1.0, (1 - spent) / budget.decay))
 
 
+def spent(folder: Path) -> tuple[int, float]:
+    """Steps and seconds of the training whose checkpoint lies in a folder."""
+    with safe_open(folder / CHECKPOINT, "pt") as file:
+        counters = file.metadata()
+    return int(counters["steps"]), float(counters["seconds"])
+
+
 class Loop:
     """Runs `step(i) -> {"loss": tensor, ...}` until the budget is spent; what must survive is in `folder`."""
 
@@ -61,10 +69,12 @@ class Loop:
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._restore()
+        lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
+        atomic_write(self.log, "".join(line for line in lines if json.loads(line)["step"] <= self.steps))
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / CHECKPOINT
 
     @property
     def log(self) -> Path:
@@ -116,9 +126,9 @@ class Loop:
             for j, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
         partial = self.checkpoint.with_suffix(".partial")
-        save_file({k: v.clone() for k, v in tensors.items()}, partial)
+        counters = {"steps": str(self.steps), "seconds": str(self.seconds)}
+        save_file({k: v.clone() for k, v in tensors.items()}, partial, counters)
         partial.replace(self.checkpoint)
-        atomic_write(self.folder / "progress.json", json.dumps({"steps": self.steps, "seconds": self.seconds}))
 
     def _restore(self) -> None:
         with safe_open(self.checkpoint, "pt") as file:
@@ -131,6 +141,5 @@ class Loop:
                     _, _, j, field = name.split(".", 3)
                     state[int(j)][field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(state)})
-        progress = json.loads((self.folder / "progress.json").read_text())
-        self.steps, self.seconds = progress["steps"], progress["seconds"]
+        self.steps, self.seconds = spent(self.folder)
         print(f"resumed {self.folder} at step {self.steps}, {self.seconds / 60:.1f} min spent", flush=True)

@@ -26,7 +26,7 @@ from ..tuning import TuneOptions, seconds_before
 from ..verifiers import named
 from .data import ranking_data
 from .judges import verifier_score
-from .sources import Source, base, decode_options, once
+from .sources import Source, base, decode_options, decoded_by, once
 
 
 @dataclass(frozen=True)
@@ -188,4 +188,4 @@ def source(run: Run, generator: str) -> Source:
     if generator == "base":
         return base(run)
     folder = (correcting(run) if generator == REFLECT else aligned(run, generator)).folder
-    return Source(generator, folder, {**asdict(decode_options(run)), "generator": folder.name})
+    return Source(generator, folder, {**decoded_by(run), "generator": folder.name})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from ..seeds import sample_seed
 from ..stats import Estimate
 from .generators import aligned
 from .pools import Climbed, Pools, verdicts
-from .sources import decode_options
+from .sources import decode_options, decoded_by
 
 PAPER_N = 20  # candidates of every search in the paper
 
@@ -56,7 +56,7 @@ def climbed_accuracy(run: Run, searched: Sequence[Climbed]) -> dict[str, float]:
 def accuracy_of_seed(run: Run, name: str, seed: int, n_candidates: int) -> dict[str, float]:
     """Accuracy by prompt of the same alignment with another training seed; every candidate of one pool counts."""
     model = aligned(run, name, seed=seed)
-    made_by = {"n_candidates": n_candidates, **asdict(decode_options(run)), "generator": model.key}
+    made_by = {"n_candidates": n_candidates, **decoded_by(run), "generator": model.key}
     pool = decode_pool(
         load_generator(run.scale, model.folder),
         run.prompts,

@@ -51,6 +51,12 @@ def decode_options(run: Run) -> DecodeOptions:
     )
 
 
+def decoded_by(run: Run) -> dict[str, Any]:
+    """What tokens depend on beside the generator. Versions that rounded rotary frequencies to bfloat16 did not say."""
+    options = asdict(decode_options(run))
+    return {**options, **({"rotary": "fp32"} if options["precision"] == "bf16" else {})}
+
+
 @dataclass(frozen=True)
 class Source:
     """A generator: its name, where its weights lie (None: those of the scale), what a path of it depends on."""
@@ -62,7 +68,7 @@ class Source:
 
 def base(run: Run) -> Source:
     """The generator as it comes."""
-    return Source("base", None, {**asdict(decode_options(run)), **weights_digest(run, "generator")})
+    return Source("base", None, {**decoded_by(run), **weights_digest(run, "generator")})
 
 
 def without(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
