@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+from cotlib.errors import ForeignError
 from cotlib.geneval import Verdict
 from cotlib.pocket import checks, pretrain, questions, world
 from cotlib.pocket.tokenizer import psnr
+from cotlib.pocket.training import CHECKPOINT, Budget, Loop
 from cotlib.prompts import geneval_prompts
 
 EVALUATION = {p.text for p in geneval_prompts()}
@@ -105,6 +108,38 @@ def test_violating_cases_violate_their_prompt_and_nothing_else():
     for case in cases:
         wanted = sum(clause.count for clause in case.prompt.include)
         assert abs(len(case.scene.things) - wanted) == (1 if case.prompt.task == "counting" else 0)
+
+
+def test_a_training_goes_on_only_for_the_request_that_began_it(tmp_path):
+    request = {"part": "generator", "minutes": 1.0, "seed": 0, "tokenizer": "0123456789ab"}
+    pretrain._claim(tmp_path, request)
+    pretrain._claim(tmp_path, {**request, "seed": 1})  # it was killed before its first checkpoint
+    (tmp_path / CHECKPOINT).write_bytes(b"")
+    pretrain._claim(tmp_path, {**request, "seed": 1})
+    for other in ({"seed": 0}, {"minutes": 2.0}, {"tokenizer": "ab0123456789"}):
+        with pytest.raises(ForeignError, match=f"a training that did not end.*rm -r {tmp_path}"):
+            pretrain._claim(tmp_path, {**request, "seed": 1, **other})
+    (tmp_path / pretrain.REQUEST).unlink()
+    with pytest.raises(ForeignError, match="of an earlier version"):
+        pretrain._claim(tmp_path, request)
+
+
+def test_codes_are_learnt_from_the_tokenizer_among_the_weights_that_are_made(tmp_path):
+    assert pretrain.tokenizer_in(tmp_path) == pretrain.WEIGHTS / "tokenizer"
+    (tmp_path / "tokenizer").mkdir()
+    assert pretrain.tokenizer_in(tmp_path) == tmp_path / "tokenizer"
+
+
+def test_a_card_tells_steps_and_seconds_and_the_end_of_the_log(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    loop = Loop(model, [torch.optim.SGD(model.parameters(), 0.1)], Budget(1e-9, log_every=1), tmp_path)
+    loop.steps, loop.seconds = 30, 90.0
+    loop.save()
+    loop.log.write_text("".join(f'{{"step": {i}, "seconds": {3 * i}, "loss": 0.5}}\n' for i in range(1, 31)))
+    pretrain.write_card("judge", tmp_path / "judge", 1.5, 4, {"auc": 0.9}, tmp_path)
+    card = (tmp_path / "judge" / "README.md").read_text()
+    assert "`cotlib pretrain judge --minutes 1.5 --seed 4`" in card and "1.5 min, 30 steps" in card
+    assert card.rstrip().endswith("| 30 | 90 | 0.5 |") and card.count("| 0.5 |") == 16
 
 
 def test_every_prompt_is_asked_about_its_own_scene_and_about_another(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from test_project import ROOT
 
 from cotlib import frontpage, published
+from cotlib.__main__ import main
 from cotlib.config import COMPUTED
 from cotlib.errors import CorruptError, IncompleteError
 
@@ -32,6 +33,23 @@ def test_two_runs_differ_only_where_their_intervals_cannot_explain_it():
     assert verdicts == {"a": "agrees", "b": "differs", "c": "equal", "d": "only here", "e": "only there"}
     b = next(row for row in published.compare(here, there) if row["name"] == "b")
     assert b["difference"] == pytest.approx(0.3) and b["chance"] == pytest.approx(0.05 * 2**0.5)
+
+
+def test_an_interval_without_width_is_not_certain_and_times_are_of_the_machine():
+    here = [record("a", 1.0, 1.0, 1.0), record("b", 1.0, 1.0, 1.0), {**record("dpo/training", 5.0), "unit": "s"}]
+    there = [record("a", 0.8, 0.75, 0.85), record("b", 0.6, 0.55, 0.65), {**record("dpo/training", 9.0), "unit": "s"}]
+    rows = {row["name"]: row for row in published.compare(here, there)}
+    assert {name: row["verdict"] for name, row in rows.items()} == {"a": "agrees", "b": "differs"}
+    assert rows["a"]["chance"] == pytest.approx((0.3**2 + 0.05**2) ** 0.5)  # 3/n, n = 10
+
+
+def test_a_run_is_compared_with_the_published_one_of_its_own_scale(tmp_path, monkeypatch, capsys):
+    for name, code, said in (("pocket/full", 0, "published: scale pocket"), ("mine", 2, "does not tell its scale")):
+        folder = shutil.copytree(PUBLISHED, tmp_path / name)
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as end:
+            main(["compare", "."])
+        assert (end.value.code or 0) == code and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(457.0, "8 minutes on"), (9000.0, "2.5 hours on")])
