@@ -31,7 +31,7 @@ from trl import DPOConfig, DPOTrainer
 from .decode import DecodeOptions, decode, final
 from .errors import CotlibError, ForeignError
 from .losses import MASK_SHARINGS, draw, image_logps
-from .precision import has_bf16
+from .precision import autocast, has_bf16
 from .prompts import TASKS, Prompt
 from .search import Pool, Score
 from .seeds import sample_seed
@@ -208,7 +208,8 @@ class Guide:
         advantage = reward.view(n, G) - reward.view(n, G).mean(1, keepdim=True)
         rng = torch.Generator().manual_seed(sample_seed(o.seed, "guidance", step, "mask"))
         masked = draw(*codes.shape, rng).masked.to(codes.device)
-        log_p = image_logps(self.model, self.model.text_ids(texts), codes, masked) / masked.sum(1)
+        with autocast(codes.device.type):  # the trainer's covers its own loss only
+            log_p = image_logps(self.model, self.model.text_ids(texts), codes, masked) / masked.sum(1)
         return -(advantage.flatten() * log_p).mean()
 
 
