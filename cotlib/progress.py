@@ -12,18 +12,24 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 @contextlib.contextmanager
-def progress(total: int, what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Gives `advance(n)`, to be called after n more units; `advance(n, anew=False)` where they were there before.
-    Nothing is shown if there is nothing to do.
+def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Gives `advance(n)`, to be called after n more units. Nothing is shown if there is nothing to do. Lines have
+    `advance.before(n)` too, for units that were there before and say nothing of the time that is left.
 
     The chain says what its reader sees (COTLIB_PROGRESS = bar or lines); else a notebook gets a widget, a terminal a
     bar, and anything else lines.
     """
     style = os.environ.get("COTLIB_PROGRESS") or ("lines" if not (_in_notebook() or sys.stderr.isatty()) else "auto")
     if not total:
-        yield lambda n, anew=True: None
+        yield lambda n: None
     elif style == "lines":
-        yield _Lines(total, what, unit).advance
+        lines = _Lines(total, what, unit)
+
+        def advance(n: int) -> None:
+            lines.advance(n)
+
+        advance.before = lines.skip
+        yield advance
     else:
         from tqdm.auto import tqdm as auto
         from tqdm.std import tqdm as text
@@ -35,7 +41,7 @@ def progress(total: int, what: str, unit: str) -> Iterator[Callable[..., None]]:
             else text(total=total, desc=what, unit=unit, file=sys.stdout, mininterval=0.5)
         )
         with bar:
-            yield lambda n, anew=True: bar.update(n)
+            yield bar.update
 
 
 def _in_notebook() -> bool:
@@ -50,11 +56,11 @@ class _Lines:
         self.done, self.before, self.started = 0, 0, time.monotonic()
         self.printed = self.started
 
-    def advance(self, n: int, anew: bool = True) -> None:
+    def skip(self, n: int) -> None:
+        self.done, self.before = self.done + n, self.before + n
+
+    def advance(self, n: int) -> None:
         self.done += n
-        if not anew:
-            self.before += n
-            return
         now = time.monotonic()
         is_last = self.done >= self.total and self.printed > self.started
         if now - self.printed < EVERY and not is_last:

@@ -89,13 +89,13 @@ class Advance(TrainerCallback):
     It keeps the trainer from a checkpoint after the last step: a training that goes on from there takes one too many.
     """
 
-    def __init__(self, advance: Callable[..., None]):
+    def __init__(self, advance: Callable[[int], None]):
         self.advance = advance
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.begun = time.perf_counter()
         if state.global_step:
-            self.advance(state.global_step, anew=False)
+            getattr(self.advance, "before", self.advance)(state.global_step)
             self.begun -= seconds_before(Path(args.output_dir))
 
     def on_save(self, args, state, control, **kwargs):

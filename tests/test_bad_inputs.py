@@ -59,7 +59,8 @@ def taker(name):
 
 def ask(**changes):
     dials = {"notebook": taker(next(iter(changes), "")), "scale": "pocket", "effort": "quick", "seed": 0}
-    return check(**{**dials, **changes})
+    dials |= changes
+    return check(dials.pop("notebook"), **dials)
 
 
 @pytest.mark.parametrize("value", NO_INT, ids=repr)

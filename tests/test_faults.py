@@ -413,7 +413,7 @@ class TestProgress:
         monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
         monkeypatch.setenv("COTLIB_PROGRESS", "lines")
         with progress.progress(1000, "aligning", "steps") as advance:
-            advance(800, anew=False)
+            advance.before(800)
             advance(10)
         assert capsys.readouterr().out == "aligning: 810/1000 steps, 81 %, 6.3 min left\n"
 

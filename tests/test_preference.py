@@ -255,7 +255,7 @@ def test_a_killed_training_goes_on_and_ends_alike(model, tmp_path, monkeypatch):
     with pytest.raises(Killed):
         align(torn, pairs(), [], options, tmp_path / "torn", advance=dies)
     resumed, steps = copy.deepcopy(model), []
-    again = align(resumed, pairs(), [], options, tmp_path / "torn", advance=lambda n, anew=True: steps.append(n)).log
+    again = align(resumed, pairs(), [], options, tmp_path / "torn", advance=steps.append).log
     assert 0 < len(steps) < 12  # it did not begin anew
     assert [r["loss"] for r in again] == pytest.approx([r["loss"] for r in log], abs=1e-6)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
