@@ -464,7 +464,7 @@ def _own_kernel(offline: bool) -> Iterator[None]:
             "JUPYTER_PATH": folder,
             "COTLIB_OUTPUTS": str(provenance.outputs_root()),
             "PYTHONPATH": _search_path(),
-            provenance.REPLACES: "weights",
+            provenance.REPLACES: "weights",  # of each notebook its own, set before it runs; here to be put back
             "COTLIB_PROGRESS": "bar" if sys.stdout.isatty() else "lines",
         }
         if weights := provenance.weights_root():

@@ -23,13 +23,7 @@ def progress(total: int, what: str, unit: str) -> Iterator[Callable[[int], None]
     if not total:
         yield lambda n: None
     elif style == "lines":
-        lines = _Lines(total, what, unit)
-
-        def advance(n: int) -> None:
-            lines.advance(n)
-
-        advance.before = lines.skip
-        yield advance
+        yield _Lines(total, what, unit)
     else:
         from tqdm.auto import tqdm as auto
         from tqdm.std import tqdm as text
@@ -53,20 +47,20 @@ class _Lines:
 
     def __init__(self, total: int, what: str, unit: str) -> None:
         self.total, self.what, self.unit = total, what, unit
-        self.done, self.before, self.started = 0, 0, time.monotonic()
+        self.done, self.found, self.started = 0, 0, time.monotonic()
         self.printed = self.started
 
-    def skip(self, n: int) -> None:
-        self.done, self.before = self.done + n, self.before + n
+    def before(self, n: int) -> None:
+        self.done, self.found = self.done + n, self.found + n
 
-    def advance(self, n: int) -> None:
+    def __call__(self, n: int) -> None:
         self.done += n
         now = time.monotonic()
         is_last = self.done >= self.total and self.printed > self.started
         if now - self.printed < EVERY and not is_last:
             return
         self.printed = now
-        left = (now - self.started) / (self.done - self.before) * (self.total - self.done)
+        left = (now - self.started) / (self.done - self.found) * (self.total - self.done)
         share = f"{100 * self.done / self.total:.0f} %"
         print(f"{self.what}: {self.done}/{self.total} {self.unit}, {share}, {_duration(left)} left", flush=True)
 

@@ -135,11 +135,11 @@ def ratio(
     """
     if not len(parts) == len(wholes) == len(groups):
         raise ValueError(f"expected as many parts as wholes and groups, got {len(parts)}, {len(wholes)}, {len(groups)}")
-    names = list(dict.fromkeys(groups))
+    names, group = np.unique(list(groups), return_inverse=True)
     if len(names) < 2 or not sum(wholes):
         raise ValueError(f"a ratio needs two groups and something to divide by, got {len(names)} and {sum(wholes)}")
     sums = np.zeros((2, len(names)))
-    np.add.at(sums, (slice(None), [names.index(group) for group in groups]), [parts, wholes])
+    np.add.at(sums, (slice(None), group), [parts, wholes])
 
     def statistic(chosen: np.ndarray, axis: int = -1) -> np.ndarray:
         with np.errstate(invalid="ignore"):
