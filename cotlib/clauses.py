@@ -200,7 +200,7 @@ def ask_facts(examples: Sequence[dict], pool: Pool, labels: Mapping[str, dict], 
     return asked
 
 
-def reflect_by_clause(judge: Judge, outcome: Score, batch_size: int = 64) -> Score:
+def reflect_by_clause(judge: Judge, outcome: Score) -> Score:
     """A yes, or the reasons, about each (picture, prompt), as `reflection.reflect` answers.
 
     judge: knows the facts. outcome: P(yes) of the outcome question. A picture is wrong if a clause does not hold or if
@@ -210,9 +210,7 @@ def reflect_by_clause(judge: Judge, outcome: Score, batch_size: int = 64) -> Sco
     def look(images: np.ndarray, prompts: list[Prompt]) -> list[str]:
         asked = [(i, fact) for i, prompt in enumerate(prompts) for fact in facts_of(prompt)]
         rows, facts = zip(*asked, strict=True)
-        known = judge.probabilities(
-            images[list(rows)], [f.question for f in facts], [f.words for f in facts], batch_size
-        )
+        known = judge.probabilities(images[list(rows)], [f.question for f in facts], [f.words for f in facts])
         told: list[Told] = [{} for _ in prompts]
         for i, fact, p in zip(rows, facts, known, strict=True):
             told[i][fact] = dict(zip(fact.words, p, strict=True))

@@ -12,7 +12,7 @@ Questions are texts, or tuples of turns: (question, answer, question) asks the l
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -77,6 +77,7 @@ POCKET_CHAT = (
     "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+TOGETHER, EVEN = 8, 16  # pictures that one pass reads, and what the length of its questions is a multiple of
 YES, NO = ("yes", "Yes", "YES", " yes", " Yes"), ("no", "No", "NO", " no", " No")
 LEAST_MASS = 0.5  # of probability on yes and no together: below it the judge has answered something else
 SCORES = ("logit", "sampled")
@@ -198,12 +199,14 @@ class Judge:
         images: np.ndarray | torch.Tensor,
         questions: Sequence[Sequence[Question]],
         answers: Sequence[Sequence[str]] | None = None,
+        multiple_of: int = 1,
     ) -> dict[str, Any]:
         """Inputs of the model for Q questions about each picture, asked apart.
 
         The questions of a picture share its tokens and do not see each other, so that packing changes no answer; each
-        is padded on the left to one length T, so that it ends at the same place in every row. `answers` are appended,
-        and `labels` are -100 except on them. images: uint8 [B, S, S, 3] or pixels float [B, 3, size, size].
+        is padded on the left to one length T, a multiple of `multiple_of`, so that it ends at the same place in every
+        row. `answers` are appended, and `labels` are -100 except on them. images: uint8 [B, S, S, 3] or pixels float
+        [B, 3, size, size].
         """
         pixels = self.pixels(images) if isinstance(images, np.ndarray) else images
         if len(pixels) != len(questions) or len({len(row) for row in questions}) > 1:
@@ -219,7 +222,8 @@ class Judge:
             [question + answer for question, answer in zip(row, added, strict=True)]
             for row, added in zip(asked, said, strict=True)
         ]
-        ids, position, allowed = self._pack(slots)
+        T = _rounded_up(max(len(slot) for row in slots for slot in row), multiple_of)
+        ids, position, allowed = self._pack(slots, T)
         made = {
             "input_ids": ids,
             "attention_mask": self._as_mask(allowed[:, None]),
@@ -230,7 +234,7 @@ class Judge:
             "batch_num_images": torch.tensor([max(2, len(pixels))]),
         }
         if answers:
-            made["labels"] = self._labels(ids, max(len(slot) for row in slots for slot in row), said)
+            made["labels"] = self._labels(ids, T, said)
         return {name: value.to(self.model.device) for name, value in made.items()}
 
     def _answer(self, text: str) -> list[int]:
@@ -238,10 +242,9 @@ class Judge:
         ids = split(self.tokenizer, text)
         return ids if len(ids) == 1 else [*ids, self.tokenizer.eos_token_id]
 
-    def _pack(self, slots: list[list[list[int]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _pack(self, slots: list[list[list[int]]], T: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """ids and positions int64 [B, S], and who sees whom, bool [B, S, S]: S = head + Q * T."""
-        B, Q, T = len(slots), len(slots[0]), max(len(slot) for row in slots for slot in row)
-        pad, P = self.tokenizer.pad_token_id, len(self.head)
+        B, Q, pad, P = len(slots), len(slots[0]), self.tokenizer.pad_token_id, len(self.head)
         ids = torch.tensor([self.head + sum(([pad] * (T - len(s)) + s for s in row), []) for row in slots])
         n_pad = torch.tensor([[T - len(s) for s in row] for row in slots]).repeat_interleave(T, dim=1)
         place = torch.arange(T).repeat(Q)
@@ -296,15 +299,14 @@ class Judge:
         self,
         images: np.ndarray,
         questions: Sequence[Question],
-        batch_size: int = 64,
         score: str = "logit",
         seeds: Sequence[int] | None = None,
     ) -> np.ndarray:
         """P(yes) of one question per picture, float32 [B]; NaN where the judge would answer neither yes nor no.
 
-        images: uint8 [B, S, S, 3]. score="sampled" answers as the released code does, from one draw per seed.
-        Raises ValueError where numbers differ, where a picture is not square or for an unknown word; CotlibError where
-        the model returns NaN.
+        images: uint8 [B, S, S, 3]. What else is asked in the same call changes no bit of an answer. score="sampled"
+        answers as the released code does, from one draw per seed. Raises ValueError where numbers differ, where a
+        picture is not square or for an unknown word; CotlibError where the model returns NaN.
         """
         if score not in SCORES:
             raise ValueError(f"unknown judge score {score!r}; known: {', '.join(SCORES)}")
@@ -313,24 +315,39 @@ class Judge:
                 f"judge.p_yes: expected one question (and, sampled, one seed) for each picture, got {len(questions)} "
                 f"questions, {len(seeds or ())} seeds and {len(images)} pictures"
             )
-        scores = [np.empty(0, np.float32)]
-        for start in range(0, len(images), batch_size):
-            chunk = slice(start, start + batch_size)
-            asked = [[q] for q in questions[chunk]]
-            logits = self._next_word(images[chunk], asked)
+        p = np.empty(len(images), np.float32)
+        for rows, logits in self._first_words(images, questions):
             if score == "logit":
-                scores.append(self._logit_score(logits))
+                p[rows] = self._logit_score(logits)[: len(rows)]
             else:
-                scores.append(self._sampled_score(logits, asked, seeds[chunk]))
-        return np.concatenate(scores)
+                p[rows] = self._sampled_score(logits[: len(rows)], [seeds[i] for i in rows])
+        return p
 
-    def _next_word(self, images: np.ndarray, asked: list[list[Question]]) -> torch.Tensor:
-        """Logits of the first word of the answer to one question per picture, float32 [B, V]. CotlibError for NaN."""
-        with autocast(self.model.device.type) if self.model.dtype == torch.float32 else nullcontext():
-            logits = self.read(self.batch(images, asked), 1)[0][:, 0].cpu()
-        if not logits.isfinite().all():
-            raise CotlibError("the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16")
-        return logits
+    def _first_words(
+        self, images: np.ndarray, questions: Sequence[Question]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Some of the rows, and logits of the first word of the answer to each, float32 [TOGETHER, V]; what is beyond
+        the rows is filler. CotlibError for NaN.
+
+        A product of matrices of another shape ends on other last digits. Every pass reads as many pictures, and a
+        question's padded length is its own: so an answer does not depend on what else is asked, nor on what a run
+        that was stopped has asked before.
+        """
+        by_length: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            by_length.setdefault(_rounded_up(len(self._ids(question)), EVEN), []).append(i)
+        for alike in by_length.values():
+            for start in range(0, len(alike), TOGETHER):
+                rows = alike[start : start + TOGETHER]
+                filled = rows + rows[-1:] * (TOGETHER - len(rows))
+                with autocast(self.model.device.type) if self.model.dtype == torch.float32 else nullcontext():
+                    inputs = self.batch(images[filled], [[questions[i]] for i in filled], multiple_of=EVEN)
+                    logits = self.read(inputs, 1)[0][:, 0].cpu()
+                if not logits.isfinite().all():
+                    raise CotlibError(
+                        "the judge answers NaN: its weights are damaged or overflow; try float32 or bfloat16"
+                    )
+                yield rows, logits
 
     def _logit_score(self, logits: torch.Tensor) -> np.ndarray:
         yes, no = logits[:, self.yes].logsumexp(-1), logits[:, self.no].logsumexp(-1)
@@ -338,7 +355,7 @@ class Judge:
         p = torch.sigmoid(yes - no)
         return torch.where(mass.exp() < LEAST_MASS, torch.nan, p).numpy()
 
-    def _sampled_score(self, logits: torch.Tensor, asked: list[list[Question]], seeds: Sequence[int]) -> np.ndarray:
+    def _sampled_score(self, logits: torch.Tensor, seeds: Sequence[int]) -> np.ndarray:
         """P("yes" in lower case) after the checkpoint's own warping, as released; 0 for another sampled first word."""
         settings = self.model.generation_config  # its repetition penalty finds nothing to repeat at the first word
         warped = logits
@@ -357,21 +374,16 @@ class Judge:
         images: np.ndarray,
         questions: Sequence[Question],
         words: Sequence[Sequence[str]],
-        batch_size: int = 64,
     ) -> list[list[float]]:
         """Of one question per picture, how likely each of its words is the answer; they add up to 1.
 
         A word goes by its first token, which must tell it from the others: ValueError where it does not.
         """
-        made: list[list[float]] = []
-        for start in range(0, len(images), batch_size):
-            chunk = slice(start, start + batch_size)
-            logits = self._next_word(images[chunk], [[q] for q in questions[chunk]])
-            made += [
-                row[self._first_tokens(tuple(of))].softmax(-1).tolist()
-                for row, of in zip(logits, words[chunk], strict=True)
-            ]
-        return made
+        p: list[list[float]] = [[]] * len(images)
+        for rows, logits in self._first_words(images, questions):
+            for i, row in zip(rows, logits[: len(rows)], strict=True):
+                p[i] = row[self._first_tokens(tuple(words[i]))].softmax(-1).tolist()
+        return p
 
     def _first_tokens(self, words: tuple[str, ...]) -> list[int]:
         ids = [split(self.tokenizer, word)[0] for word in words]
@@ -422,6 +434,10 @@ class Judge:
         except Exception as error:
             raise CorruptError(f"cannot load the judge from {folder}: {error}; fetch the folder again") from error
         return cls(model.to(device).eval(), tokenizer)
+
+
+def _rounded_up(length: int, multiple_of: int) -> int:
+    return -(-length // multiple_of) * multiple_of
 
 
 def _chat_template(folder: Path) -> str | None:

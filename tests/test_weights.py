@@ -36,6 +36,15 @@ def test_the_tokenizer_rebuilds_held_out_scenes():
     assert pretrain.check_tokenizer(load_tokenizer(POCKET), n=64)["psnr_db"] > 30.5
 
 
+def test_a_picture_is_painted_alike_alone_and_among_others():
+    tokenizer = load_tokenizer(POCKET)
+    codes = torch.randint(tokenizer.codebook_size, (8, tokenizer.n_tokens), generator=torch.Generator().manual_seed(0))
+    together = tokenizer.decode(codes)
+    for size in (1, 3, 5):
+        assert np.array_equal(tokenizer.decode(codes, batch_size=size), together)
+    assert tokenizer.decode(codes[:0]).shape == (0, *together.shape[1:])
+
+
 def test_the_evaluator_agrees_with_ground_truth_on_true_scenes(true_scenes):
     evaluator, images = load_evaluator(POCKET), checks.pictures(true_scenes)
     others = checks.shuffled_prompts(list(PROMPTS), np.random.default_rng(0))

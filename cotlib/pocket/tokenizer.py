@@ -114,9 +114,11 @@ class PocketTokenizer(nn.Module, PyTorchModelHubMixin):
         images = [np.empty((0, self.image_size, self.image_size, 3), np.uint8)]
         for chunk in codes.split(batch_size):
             signs = self.signs(chunk.view(-1, self.grid, self.grid).to(self.device))
+            # One picture alone has two memory formats at once, is painted in the other, and rounds elsewhere.
+            signs = signs.repeat(2 if len(signs) == 1 else 1, 1, 1, 1)
             with autocast(signs.device.type):
                 pixels = self.decoder(signs.contiguous(memory_format=torch.channels_last))
-            images.append(to_images(pixels.float()))
+            images.append(to_images(pixels[: len(chunk)].float()))
         return np.concatenate(images)
 
     @property
