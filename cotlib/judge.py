@@ -146,6 +146,21 @@ def pocket_judge_config(tokenizer: PreTrainedTokenizerFast, width: int = 192, la
 # --- Both sizes -------------------------------------------------------------------------------------------------
 
 
+def _conversation(tokenizer: PreTrainedTokenizerFast, question: Question) -> tuple[list[int], list[int]]:
+    """Token ids before and after the picture, up to where the answer begins. ValueError for an unknown word."""
+    turns = (question,) if isinstance(question, str) else question
+    if len(turns) % 2 == 0:
+        raise ValueError(f"judge: turns are question, answer, question: an odd number, got {len(turns)}")
+    messages = [
+        {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
+        for i, text in enumerate(turns)
+    ]
+    messages[0]["content"].insert(0, {"type": "image"})
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    before, after = rendered.split(IMAGE, 1)
+    return split(tokenizer, before), split(tokenizer, after)
+
+
 class Judge:
     """A judge and its words. Scoring never changes the model."""
 
@@ -156,8 +171,9 @@ class Judge:
         self.n_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1  # and the newline
         self.image_id = model.config.image_token_id
         self.yes, self.no = self._spellings(YES), self._spellings(NO)
-        self._ids = lru_cache(maxsize=4096)(lambda question: self._conversation(question)[1])
-        before, _ = self._conversation("")
+        # Without a reference to the judge itself, which then goes with the last one that a caller has.
+        self._ids = lru_cache(maxsize=4096)(lambda question: _conversation(tokenizer, question)[1])
+        before, _ = _conversation(tokenizer, "")
         self.head = [*before, *[self.image_id] * self.n_image_tokens]  # how every conversation begins
 
     def _spellings(self, words: Sequence[str]) -> list[int]:
@@ -169,20 +185,6 @@ class Judge:
         return found
 
     # What the model reads ---------------------------------------------------------------------------------------
-
-    def _conversation(self, question: Question) -> tuple[list[int], list[int]]:
-        """Token ids before and after the picture, up to where the answer begins. ValueError for an unknown word."""
-        turns = (question,) if isinstance(question, str) else question
-        if len(turns) % 2 == 0:
-            raise ValueError(f"judge: turns are question, answer, question: an odd number, got {len(turns)}")
-        messages = [
-            {"role": "assistant" if i % 2 else "user", "content": [{"type": "text", "text": text}]}
-            for i, text in enumerate(turns)
-        ]
-        messages[0]["content"].insert(0, {"type": "image"})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        before, after = rendered.split(IMAGE, 1)
-        return split(self.tokenizer, before), split(self.tokenizer, after)
 
     def pixels(self, images: np.ndarray) -> torch.Tensor:
         """uint8 [B, S, S, 3] -> float32 [B, 3, size, size] in [-1, 1], resized (bicubic) where sizes differ."""

@@ -196,10 +196,12 @@ def _silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@lru_cache
 def load_judge(scale: Scale, folder: Path | None = None) -> Judge:
-    """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder."""
-    return _judge(scale, folder or weights_folder(scale, "judge"))
+    """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder.
+
+    Small ones stay in memory, of large ones the last does: whoever asks several in turn holds none of them.
+    """
+    return (_small if scale.offline else _large)(scale, folder or weights_folder(scale, "judge"))
 
 
 def _judge(scale: Scale, folder: Path) -> Judge:
@@ -214,3 +216,6 @@ def _judge(scale: Scale, folder: Path) -> Judge:
     if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
         judge.model.set_attn_implementation("eager")
     return judge
+
+
+_small, _large = lru_cache(_judge), lru_cache(maxsize=1)(_judge)

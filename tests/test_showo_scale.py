@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ import torch
 from fake_weights import write_everything, write_generator
 from test_judge import official  # noqa: F401  (fixture)
 
-from cotlib import chain, hub, loaders, paths, provenance, stages
+from cotlib import chain, hub, loaders, paths, provenance, stages, verifiers
 from cotlib.config import PARTS, SCALES, check
 from cotlib.errors import DetectorError, ForeignError, IncompleteError, OutOfMemoryError
+from cotlib.judge import Judge
 from cotlib.run import load
 
 SHOWO = SCALES["showo"]
@@ -242,6 +245,28 @@ def test_the_judge_of_photographs_is_asked_for_by_name_and_read_as_published(wei
     shutil.copytree(official, weights / "judge")
     judge = loaders.load_judge(SHOWO)
     assert judge.image_size == 28 and judge.say(np.zeros((1, 256, 256, 3), np.uint8), ["yes?"], 2)
+
+
+def test_of_large_judges_one_is_in_memory_and_none_before_it_is_asked(weights, official, monkeypatch):  # noqa: F811
+    """Verifiers of several judges are at hand together; two judges of 15 GB beside a step of DPO are too much."""
+    shutil.copytree(official, weights / "judge")
+    monkeypatch.setattr(stages.judges, "JUDGES", {"orm": lambda run: SimpleNamespace(folder=weights / "judge-orm")})
+    shutil.copytree(official, weights / "judge-orm")
+    kept, read = [], Judge.from_pretrained
+
+    def followed(folder, *how):
+        judge = read(folder, *how)
+        kept.append((Path(folder).name, weakref.ref(judge)))
+        return judge
+
+    monkeypatch.setattr(Judge, "from_pretrained", followed)
+    run = load("01_baseline", scale="showo", effort="smoke", seed=0)
+    zero_shot, orm = (stages.verifier_score(run, verifiers.named(name))[0] for name in ("orm-zero-shot", "orm"))
+    assert not kept
+    for score in (zero_shot, zero_shot, orm, zero_shot):
+        score(np.zeros((1, 256, 256, 3), np.uint8), [run.prompts[0]])
+    assert [name for name, _ in kept] == ["judge", "judge-orm", "judge"]
+    assert [judge() is not None for _, judge in kept] == [False, False, True]
 
 
 def test_a_canary_that_fails_scores_nothing(weights, monkeypatch):

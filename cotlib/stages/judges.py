@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from .. import models, parm_data, ranking, store
 from ..clauses import ask_facts, reflect_by_clause
 from ..config import suggest
-from ..judge import outcome_question, process_question
+from ..judge import Question, clarity_question, outcome_question, potential_question, process_question
 from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
 from ..parm import Parm
 from ..reflection import Look, reflect, reflection_examples
 from ..run import Run
 from ..search import Score
 from ..tuning import TuneOptions, fine_tune, seconds_before
-from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, parm_of, remembered
+from ..verifiers import PARM_TASKS, REFLECTING_TASKS, Verifier, ask, remembered
 from .data import NOT_OF_A_PATH, ranking_data, rolled_out
 from .sources import once, weights_digest, without
 
@@ -158,6 +158,11 @@ def _tuned(
 JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}
 
 
+def _asked(run: Run, folder: Path | None, question: Callable[[str], Question]) -> Score:
+    """P(yes) by a judge that is loaded when it is asked: for answers that are stored, none is."""
+    return lambda images, prompts: ask(load_judge(run.scale, folder), question)(images, prompts)
+
+
 def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]:
     """How a verifier scores pictures, and what its scores depend on."""
     if verifier.judge == "parm":
@@ -166,9 +171,9 @@ def verifier_score(run: Run, verifier: Verifier) -> tuple[Score, dict[str, str]]
         return asked[verifier.name], identity
     identity = weights_digest(run, "tokenizer")
     if verifier.judge == "zero-shot":
-        return verifier.scorer(load_judge(run.scale)), {**identity, **weights_digest(run, "judge")}
+        return _asked(run, None, verifier.question), {**identity, **weights_digest(run, "judge")}
     folder = JUDGES[verifier.judge](run).folder
-    return verifier.scorer(load_judge(run.scale, folder)), {**identity, "judge": folder.name}
+    return _asked(run, folder, verifier.question), {**identity, "judge": folder.name}
 
 
 @once
@@ -176,9 +181,9 @@ def parm_scores(run: Run) -> tuple[Parm, dict[str, str]]:
     """PARM's three answers by its judge, and what they depend on. Searches with other limits ask the same again, which
     costs nothing."""
     folder = parm_judge(run).folder
-    parm = parm_of(load_judge(run.scale, folder))
-    remembering = Parm(remembered(parm.clarity), remembered(parm.potential), remembered(parm.outcome))
-    return remembering, {**weights_digest(run, "tokenizer"), "judge": folder.name}
+    questions = (clarity_question, potential_question, outcome_question)
+    parm = Parm(*(remembered(_asked(run, folder, question)) for question in questions))
+    return parm, {**weights_digest(run, "tokenizer"), "judge": folder.name}
 
 
 REFLECTIONS = ("clauses", "zero-shot", "trained")
