@@ -85,7 +85,7 @@ def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
     return generator.to(device())
 
 
-@lru_cache
+@lru_cache(maxsize=2)  # of scale showo each is 3 GB, and notebooks go from one to the next
 def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
     """The same, for decoding.
 

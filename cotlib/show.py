@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogFormatter, MaxNLocator, NullLocator, ScalarFormatter
 
 from . import paper
 from .compare import compare as compare
@@ -304,6 +304,9 @@ def cost_curves(cost: pd.DataFrame) -> Figure:
             rows = rows.sort_values(column)
             ax.plot(rows[column], rows["overall"], color=color, marker=marker, ls=dash, ms=4, label=label)
         ax.set(xscale="log", xlabel=f"{column} per selected image")
+        plain = LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5))  # 20, not 2 x 10^1; few if decades are
+        ax.xaxis.set(major_formatter=plain, minor_formatter=plain)
+        ax.tick_params(axis="x", which="both", labelsize=8)
     axes[0].set_ylabel("GenEval overall")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, fontsize=7, loc="outside right center", frameon=False)
