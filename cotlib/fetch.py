@@ -201,7 +201,8 @@ def _download(one: Wanted) -> None:
     hub.remember(one.repository, {"part": one.part, "revision": one.revision, "files": one.sizes})
     if missing := one.missing():
         for path in filter(None, map(one.path, missing)):  # of the wrong size: the hub's client takes it as it is
-            path.resolve().unlink(missing_ok=True)
+            if one.local is None:  # in the hub's cache a name is a link to what arrived
+                path.resolve().unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         snapshot_download(
             one.repository, revision=one.revision, allow_patterns=list(hub.patterns_of(one.part)), local_dir=one.local

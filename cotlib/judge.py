@@ -77,7 +77,7 @@ POCKET_CHAT = (
     "{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-TOGETHER, EVEN = 8, 16  # pictures that one pass reads, and what the length of its questions is a multiple of
+TOGETHER, EVEN = 8, 16  # pictures that a pass reads, and what the length of its questions is a multiple of
 YES, NO = ("yes", "Yes", "YES", " yes", " Yes"), ("no", "No", "NO", " no", " No")
 LEAST_MASS = 0.5  # of probability on yes and no together: below it the judge has answered something else
 SCORES = ("logit", "sampled")
@@ -165,7 +165,7 @@ class Judge:
     """A judge and its words. Scoring never changes the model."""
 
     def __init__(self, model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast):
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.together = model, tokenizer, TOGETHER
         vision = model.config.vision_config
         self.image_size = vision.image_size
         self.n_image_tokens = (vision.image_size // vision.patch_size) ** 2 + 1  # and the newline
@@ -328,7 +328,7 @@ class Judge:
     def _first_words(
         self, images: np.ndarray, questions: Sequence[Question]
     ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Some of the rows, and logits of the first word of the answer to each, float32 [TOGETHER, V]; what is beyond
+        """Some of the rows, and logits of the first word of the answer to each, float32 [together, V]; what is beyond
         the rows is filler. CotlibError for NaN.
 
         A product of matrices of another shape ends on other last digits. Every pass reads as many pictures, and a
@@ -339,9 +339,9 @@ class Judge:
         for i, question in enumerate(questions):
             by_length.setdefault(_rounded_up(len(self._ids(question)), EVEN), []).append(i)
         for alike in by_length.values():
-            for start in range(0, len(alike), TOGETHER):
-                rows = alike[start : start + TOGETHER]
-                filled = rows + rows[-1:] * (TOGETHER - len(rows))
+            for start in range(0, len(alike), self.together):
+                rows = alike[start : start + self.together]
+                filled = rows + rows[-1:] * (self.together - len(rows))
                 with autocast(self.model.device.type) if self.model.dtype == torch.float32 else nullcontext():
                     inputs = self.batch(images[filled], [[questions[i]] for i in filled], multiple_of=EVEN)
                     logits = self.read(inputs, 1)[0][:, 0].cpu()

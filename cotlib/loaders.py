@@ -85,12 +85,16 @@ def generator_to_train(scale: Scale, folder: Path | None = None) -> Showo:
     return generator.to(device())
 
 
-@lru_cache(maxsize=2)  # of scale showo each is 3 GB, and notebooks go from one to the next
 def load_generator(scale: Scale, folder: Path | None = None) -> Showo:
-    """The same, for decoding.
+    """The same, for decoding; the last two stay in memory.
 
     Where it computes in bfloat16 its backbone is stored so: without casts it is 1.1 times as fast, its loss the same.
     """
+    return _decoding(scale, folder)
+
+
+@lru_cache(maxsize=2)  # of scale showo each is 3 GB, and notebooks go from one to the next
+def _decoding(scale: Scale, folder: Path | None) -> Showo:
     from .precision import best_dtype
 
     generator = generator_to_train(scale, folder)
@@ -199,9 +203,16 @@ def _silent() -> Iterator[None]:
 def load_judge(scale: Scale, folder: Path | None = None) -> Judge:
     """A judge to ask: the zero-shot one of a scale, or a fine-tuned one from its folder.
 
-    Small ones stay in memory, of large ones the last does: whoever asks several in turn holds none of them.
+    Small ones stay in memory. Of large ones, 15 GB each, the last does, and goes before another is read: whoever asks
+    several in turn should hold none of them.
     """
-    return (_small if scale.offline else _large)(scale, folder or weights_folder(scale, "judge"))
+    folder = folder or weights_folder(scale, "judge")
+    if scale.offline:
+        return _small(scale, folder)
+    if (scale, folder) not in _large:
+        _large.clear()
+        _large[scale, folder] = _judge(scale, folder)
+    return _large[scale, folder]
 
 
 def _judge(scale: Scale, folder: Path) -> Judge:
@@ -213,9 +224,12 @@ def _judge(scale: Scale, folder: Path) -> Judge:
     in_half = where == "cuda" and not scale.offline  # 7 billion weights
     with _silent() if scale.offline else contextlib.nullcontext():
         judge = Judge.from_pretrained(folder, torch.bfloat16 if in_half else torch.float32, where)
+    if where == "cuda" and scale.offline:
+        judge.together = 64  # a pass over a few million weights costs the launch of its kernels, however many pictures
     if where == "cpu":  # with a mask of its own and so few tokens, 1.5 times as fast as the fused attention
         judge.model.set_attn_implementation("eager")
     return judge
 
 
-_small, _large = lru_cache(_judge), lru_cache(maxsize=1)(_judge)
+_small = lru_cache(_judge)
+_large: dict[tuple[Scale, Path], Judge] = {}

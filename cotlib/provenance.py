@@ -13,13 +13,14 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cotlib.config import EFFORTS, NOT_IN_KEY, NOTEBOOKS, PARTS, SCALES, Settings, suggest
 from cotlib.errors import CorruptError, ForeignError, IncompleteError
-from cotlib.store import digest, read_json, sha256, write_json
+from cotlib.store import digest, header_of, read_json, sha256, write_json
 
 PACKAGE = Path(__file__).resolve().parent
 MANIFEST, METRICS = "run.json", "metrics.json"
@@ -240,6 +241,15 @@ def file_entry(path: Path) -> dict[str, Any]:
 def command(notebook: str, scale: str, effort: str, seed: int = 0) -> str:
     """What to type to make a notebook's results."""
     return f"cotlib run {notebook} --scale {scale} --effort {effort} --seed {seed}"
+
+
+def seed_of(outputs: Path) -> int:
+    """The seed of the ledgers in the outputs of a scale and effort; 0 if there are none."""
+    for path in sorted((outputs / "pools").glob("*.jsonl")):
+        with suppress(CorruptError):
+            if (what := header_of(path).get("what")) is not None:
+                return what.get("seed", 0)
+    return 0
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> Path:

@@ -299,6 +299,8 @@ def _number(what: str, value: Any) -> float | int | None:
 
 
 def _open(path: Path, key: str, what: dict[str, Any]) -> store.Ledger:
+    if not path.exists():  # a run that was killed before its first line set another aside and left none
+        _take_back(path, key)
     try:
         return store.Ledger(path, key, what, mend=True)
     except ForeignError as error:
@@ -307,14 +309,19 @@ def _open(path: Path, key: str, what: dict[str, Any]) -> store.Ledger:
             raise ForeignError(f"{error}. Each precision needs an outputs folder of its own") from None
         if not _may_replace(theirs, what):
             raise ForeignError(f"{error}; `cotlib run NOTEBOOK --force` sets all such ledgers aside") from None
-    earlier = [old for old in path.parent.glob(f"{path.name}.outdated*") if _key_of(old) == key]
     aside = store.quarantine(path, "outdated")
-    for old in earlier[:1]:  # of this request, and of these weights
-        os.replace(old, path)
+    _take_back(path, key)
     opened = store.Ledger(path, key, what, mend=True)
     opened.notes.append(f"{path.name} was of another request or of other weights; set aside as {aside.name}")
     print(opened.notes[-1], flush=True)
     return opened
+
+
+def _take_back(path: Path, key: str) -> None:
+    """Of the ledgers of this key that were set aside, the longest becomes the one that is read."""
+    ours = [old for old in path.parent.glob(f"{path.name}.outdated*") if _key_of(old) == key]
+    for old in sorted(ours, key=lambda old: old.stat().st_size)[-1:]:
+        os.replace(old, path)
 
 
 def _key_of(ledger: Path) -> str | None:

@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,13 +152,13 @@ def ledger_of(out: Path, **identity: str) -> store.Ledger:
     A damaged one is set aside as *.corrupt, and its good lines are kept.
     """
     path, key = out.with_name(f"{out.stem}.ledger.jsonl"), store.digest(identity)[:16]
-    try:
-        theirs = store.Ledger.existing(path) if path.exists() else None
-    except CorruptError:
-        theirs = None  # mended below
-    if theirs is not None and theirs.key not in ("", key):  # "": a header torn in writing, no verdict behind it
-        changed = sorted(k for k in {*theirs.what, *identity} if theirs.what.get(k) != identity.get(k))
-        detail = "; ".join(f"{k}: {theirs.what.get(k)} there, {identity.get(k)} here" for k in changed)
+    header: dict = {}  # of a file that is not there, was torn in its first line, or cannot be read and is mended below
+    with suppress(CorruptError, FileNotFoundError):
+        header = store.header_of(path)
+    if header.get("ledger", key) != key:
+        theirs = header.get("what") or {}
+        changed = sorted(k for k in {*theirs, *identity} if theirs.get(k) != identity.get(k))
+        detail = "; ".join(f"{k}: {theirs.get(k)} there, {identity.get(k)} here" for k in changed)
         raise ForeignError(
             f"{path} holds verdicts of another evaluator ({detail}). "
             f"Keep both with --out another.jsonl, or start again with: rm {path}"

@@ -5,7 +5,7 @@ Each process takes its share of the prompts and writes a ledger of its own.
 A shard lies beside the ledger that the notebooks read, under the same key: pools/base-0.shard-1-of-2.jsonl. Nobody
 waits for anybody. The process that finds every line there merges them; a notebook takes over what there is and makes
 what is missing. A process that was killed goes on from its own shard. No token depends on the number of processes,
-because a candidate has its own noise; a judge's scores may differ in their last bits, as in batches of another size.
+because a candidate has its own noise, and no answer of a judge, because its passes have one size.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ def processor(request, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: request.param)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     precision.has_bf16.cache_clear()
-    loaders.load_generator.cache_clear()
+    loaders._decoding.cache_clear()
     yield any("bf16" in name and there for name, there in request.param.items())
     precision.has_bf16.cache_clear()
-    loaders.load_generator.cache_clear()
+    loaders._decoding.cache_clear()
 
 
 def test_what_is_emulated_is_not_used(processor):

@@ -10,7 +10,7 @@ import pytest
 from toy_project import make_project, put_notebook
 
 import cotlib
-from cotlib import earlier, provenance, run, store
+from cotlib import compare, earlier, provenance, run, store
 from cotlib.config import check
 from cotlib.errors import CorruptError, CotlibError, ForeignError, IncompleteError
 from cotlib.prompts import geneval_prompts
@@ -345,6 +345,17 @@ def test_a_pool_ledger_is_shared_by_notebooks_and_keyed_by_what_makes_it(project
         load().ledger("base", steps=9)
     with pytest.raises(ForeignError, match="seed: 0 there, 1 here"):
         load(seed=1).ledger("base", steps=8)
+
+
+def test_commands_in_messages_have_the_seed_of_what_is_there(project):
+    folder = project / "outputs/pocket/smoke"
+    assert provenance.seed_of(folder) == 0
+    load(seed=4).ledger("base", steps=8).append({"prompt": "00000"})
+    assert provenance.seed_of(folder) == 4
+    with pytest.raises(IncompleteError, match="cotlib run --scale pocket --effort smoke --seed 4"):
+        compare.read(folder, "dpo")
+    (folder / "pools/base.jsonl").write_text("{}\n")
+    assert provenance.seed_of(folder) == 0
 
 
 def test_git_state_tells_a_clean_tree_from_a_changed_one(project):

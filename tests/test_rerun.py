@@ -500,6 +500,23 @@ def test_an_outdated_ledger_comes_back_when_it_is_wanted_again_and_a_damaged_one
     assert [store.header_of(old)["what"]["generator"] for old in path.parent.glob("a.*outdated*")] == ["ab0123456789"]
 
 
+def test_an_outdated_ledger_comes_back_to_its_empty_place(project, monkeypatch):
+    """The run that set it aside was killed before it had a line of its own."""
+    here = run.Run(check("01_baseline", seed=0, **SMOKE), "key", outputs(project), {})
+    monkeypatch.setenv(provenance.REPLACES, "weights")
+    here.ledger("a", **HERE).append({"prompt": "x"})
+    assert len(here.ledger("a", **{**HERE, "generator": "ab0123456789"})) == 0
+    monkeypatch.delenv(provenance.REPLACES)
+    assert list(here.ledger("a", **HERE).by_prompt()) == ["x"] and not list(here.pools.glob("a.*outdated*"))
+    one = store.quarantine(here.ledger("a", **HERE).path, "outdated")
+    short = store.Ledger(here.pools / "a.jsonl", store.header_of(one)["ledger"], store.header_of(one)["what"])
+    short.append({"prompt": "z"})
+    for record in ({"prompt": "x"}, {"prompt": "y"}):
+        store.Ledger(one, short.key, short.what).append(record)
+    store.quarantine(short.path, "outdated")
+    assert list(here.ledger("a", **HERE).by_prompt()) == ["x", "y"]  # of several, the longest
+
+
 def test_a_notebook_that_nobody_forced_replaces_no_ledger_of_another_request(project):
     shutil.rmtree(outputs(project))  # as if the pool had been made ahead
     edit(project, "01_baseline", "steps=8", "steps=9")

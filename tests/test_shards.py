@@ -393,10 +393,7 @@ class ToyJudge:
 
 
 def test_two_processes_of_accelerate_leave_the_ledgers_of_one(tmp_path):
-    """The pocket models, six prompts, two candidates: tokens and verdicts equal, scores up to the last bits.
-
-    The judge's matrix products and vector instructions round differently in batches of another size.
-    """
+    """The pocket models, six prompts, two candidates: tokens, verdicts and scores equal to the last bit."""
     alone = [sys.executable, "-m", "cotlib", "pool"]
     launch = "accelerate.commands.launch --multi_gpu --num_machines 1 --mixed_precision no --dynamo_backend no"
     together = [sys.executable, "-m", *launch.split(), "--num_processes", "2", "--main_process_port", "0"]
@@ -413,9 +410,5 @@ def test_two_processes_of_accelerate_leave_the_ledgers_of_one(tmp_path):
         shards_there = sorted(p.name for p in folder.iterdir() if "shard" in p.name)
     names = {"base-0.jsonl", "base-0-verdicts.jsonl", "base-0-orm-zero-shot.jsonl"}
     assert set(made["one"]) == set(made["two"]) == names
-    scores = {name: [json.loads(s) for s in made[name].pop("base-0-orm-zero-shot.jsonl").splitlines()] for name in made}
     assert made["one"] == made["two"]
-    assert [s.get("prompt") for s in scores["one"]] == [s.get("prompt") for s in scores["two"]]
-    for one, two in zip(scores["one"][1:], scores["two"][1:], strict=True):
-        assert one["orm-zero-shot"] == pytest.approx(two["orm-zero-shot"], abs=1e-6)
     assert shards_there == sorted(f"{Path(n).stem}.shard-{i}-of-2.jsonl" for n in names for i in (1, 2))

@@ -47,7 +47,7 @@ def weights(everything, tmp_path, monkeypatch) -> Path:
 
 
 def forget() -> None:
-    for cached in (loaders.load_tokenizer, loaders.load_generator, loaders._evaluator, loaders.trusted_evaluator):
+    for cached in (loaders.load_tokenizer, loaders._decoding, loaders._evaluator, loaders.trusted_evaluator):
         cached.cache_clear()
 
 
@@ -255,6 +255,7 @@ def test_of_large_judges_one_is_in_memory_and_none_before_it_is_asked(weights, o
     kept, read = [], Judge.from_pretrained
 
     def followed(folder, *how):
+        assert not any(judge() for _, judge in kept), "two judges at once"
         judge = read(folder, *how)
         kept.append((Path(folder).name, weakref.ref(judge)))
         return judge

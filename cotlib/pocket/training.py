@@ -70,7 +70,8 @@ class Loop:
         if self.checkpoint.exists():
             self._restore()
         lines = self.log.read_text().splitlines(keepends=True) if self.log.exists() else []
-        atomic_write(self.log, "".join(line for line in lines if json.loads(line)["step"] <= self.steps))
+        whole = [line for line in lines if line.endswith("}\n")]  # a full disk tears one
+        atomic_write(self.log, "".join(line for line in whole if json.loads(line)["step"] <= self.steps))
 
     @property
     def checkpoint(self) -> Path:

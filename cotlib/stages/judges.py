@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .. import models, parm_data, ranking, store
 from ..clauses import ask_facts, reflect_by_clause
 from ..config import suggest
 from ..judge import Question, clarity_question, outcome_question, potential_question, process_question
-from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator
+from ..loaders import judge_to_train, load_judge, load_tokenizer, trusted_evaluator, weights_folder
 from ..parm import Parm
 from ..reflection import Look, reflect, reflection_examples
 from ..run import Run
@@ -160,6 +161,7 @@ JUDGES = {"orm": outcome_judge, "prm": process_judge, "parm": parm_judge}
 
 def _asked(run: Run, folder: Path | None, question: Callable[[str], Question]) -> Score:
     """P(yes) by a judge that is loaded when it is asked: for answers that are stored, none is."""
+    folder = folder or weights_folder(run.scale, "judge")  # once, and told early where there are none
     return lambda images, prompts: ask(load_judge(run.scale, folder), question)(images, prompts)
 
 
@@ -200,8 +202,16 @@ def reflection_of(run: Run, how: str = "clauses") -> tuple[Look, dict[str, str]]
         raise ValueError(f"unknown way to reflect {how!r}; {suggest(how, REFLECTIONS)}")
     if how == "trained":
         folder = reflecting_judge(run).folder
-        return reflect(load_judge(run.scale, folder)), {**weights_digest(run, "tokenizer"), "judge": folder.name}
+        identity = {**weights_digest(run, "tokenizer"), "judge": folder.name}
+        return _when_asked(lambda: reflect(load_judge(run.scale, folder))), identity
     parm, identity = parm_scores(run)
     folder = facts_judge(run).folder if how == "clauses" else None
     facts = weights_digest(run, "judge") if folder is None else folder.name
-    return reflect_by_clause(load_judge(run.scale, folder), parm.outcome), {**identity, "facts": facts}
+    look = _when_asked(lambda: reflect_by_clause(load_judge(run.scale, folder), parm.outcome))
+    return look, {**identity, "facts": facts}
+
+
+def _when_asked(make: Callable[[], Look]) -> Look:
+    """What `make` makes, from the first question on: it keeps its judge, as it asks it in turn with PARM's."""
+    made = cache(make)
+    return lambda images, prompts: made()(images, prompts)
