@@ -36,6 +36,7 @@ from .decode import draw
 from .errors import CorruptError, CotlibError
 from .geneval import REASON_WORDS
 from .precision import autocast
+from .prompts import NUMBER_WORDS
 from .seeds import generators
 from .words import build_tokenizer, split
 
@@ -178,11 +179,13 @@ class Judge:
 
     def _spellings(self, words: Sequence[str]) -> list[int]:
         """Ids of the spellings that are one token, "yes" first; CotlibError if there is none."""
-        ids = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-        found = list(dict.fromkeys(i[0] for i in ids if len(i) == 1 and i[0] != self.tokenizer.unk_token_id))
-        if not found:
+        if not (found := self._single_tokens(words)):
             raise CotlibError(f"the judge's tokenizer has no token for {words[0]!r}: not this model's tokenizer")
         return found
+
+    def _single_tokens(self, words: Sequence[str]) -> list[int]:
+        ids = [self.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+        return list(dict.fromkeys(i[0] for i in ids if len(i) == 1 and i[0] != self.tokenizer.unk_token_id))
 
     # What the model reads ---------------------------------------------------------------------------------------
 
@@ -379,19 +382,26 @@ class Judge:
     ) -> list[list[float]]:
         """Of one question per picture, how likely each of its words is the answer; they add up to 1.
 
-        A word goes by its first token, which must tell it from the others: ValueError where it does not.
+        A word goes by its first token, and by its other spellings that are one token: " two", "Two", "2". ValueError
+        where words do not begin with different tokens.
         """
         p: list[list[float]] = [[]] * len(images)
         for rows, logits in self._first_words(images, questions):
             for i, row in zip(rows, logits[: len(rows)], strict=True):
-                p[i] = row[self._first_tokens(tuple(words[i]))].softmax(-1).tolist()
+                spelt = [row[ids].logsumexp(-1) for ids in self._first_tokens(tuple(words[i]))]
+                p[i] = torch.stack(spelt).softmax(-1).tolist()
         return p
 
-    def _first_tokens(self, words: tuple[str, ...]) -> list[int]:
-        ids = [split(self.tokenizer, word)[0] for word in words]
-        if len(set(ids)) < len(words):
+    def _first_tokens(self, words: tuple[str, ...]) -> list[list[int]]:
+        """The ids by which each word may begin an answer, the word as it is first."""
+        found = []
+        for word in words:
+            start, digit = word.split()[0], [str(NUMBER_WORDS.index(word))] if word in NUMBER_WORDS else []
+            others = [space + w for space in ("", " ") for w in (start, start.capitalize(), *digit)]
+            found.append(list(dict.fromkeys([split(self.tokenizer, word)[0], *self._single_tokens(others)])))
+        if len({id for ids in found for id in ids}) < sum(map(len, found)):
             raise ValueError(f"judge: the words {', '.join(words)} do not begin with different tokens")
-        return ids
+        return found
 
     @torch.inference_mode()
     def say(self, images: np.ndarray, questions: Sequence[Question], max_new_tokens: int = 40) -> list[str]:

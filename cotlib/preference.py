@@ -228,6 +228,7 @@ class MaskedDPOTrainer(DPOTrainer):
         self._signature_columns = COLUMNS
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        term = self._guided() if self.guide is not None and model.training else None
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
@@ -235,12 +236,19 @@ class MaskedDPOTrainer(DPOTrainer):
                 f"DPO: the loss is {loss.item()} in the batch of step {self.state.global_step + 1}; "
                 "the last checkpoint is kept. Lower learning_rate or beta, or leave out the pairs of that batch"
             )
-        if self.guide is not None and model.training:
-            loss = loss + self.guide.options.guidance_weight * self.guide.loss(self.state.global_step)
-            # The history goes into checkpoints, so that a resumed training still knows the steps before.
-            self.state.log_history.append({"step": self.state.global_step + 1, REWARD: self.guide.rewards[-1]})
-            return (loss, *result[1:]) if return_outputs else loss
-        return result
+        if term is None:
+            return result
+        return (loss + term, *result[1:]) if return_outputs else loss + term
+
+    def _guided(self) -> torch.Tensor:
+        """The guide's term. Its gradient is there already: the graphs of both losses do not fit into memory together
+        where that of the pairs alone takes half of it."""
+        term = self.guide.options.guidance_weight * self.guide.loss(self.state.global_step)
+        if term.requires_grad:
+            self.accelerator.backward(term)
+        # The history goes into checkpoints, so that a resumed training still knows the steps before.
+        self.state.log_history.append({"step": self.state.global_step + 1, REWARD: self.guide.rewards[-1]})
+        return term.detach()
 
 
 @dataclass(frozen=True)

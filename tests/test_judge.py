@@ -304,6 +304,18 @@ def test_pictures_are_prepared_as_the_library_does(official, size):
     assert torch.allclose(judge.pixels(pictures(2, size)), theirs, atol=1e-6)
 
 
+def test_other_spellings_of_a_word_are_the_word(official, monkeypatch):
+    """A judge that was not trained here answers "Yes"."""
+    judge = Judge.from_pretrained(official)
+    logits = torch.zeros(judging.TOGETHER, 1, len(judge.tokenizer))
+    (id,) = judge.tokenizer("Yes", add_special_tokens=False)["input_ids"]
+    logits[0, 0, id], logits[1, 0, judge.no] = 20.0, 20.0
+    monkeypatch.setattr(judge, "read", lambda inputs, n: (logits, None))
+    said = judge.probabilities(pictures(2, 28), questions(2), [("yes", "no")] * 2)
+    assert said[0][0] > 0.99 and said[1][1] > 0.99
+    assert judge.tokenizer.decode(judge._first_tokens(("three", "two"))[1][-1]) == "2"
+
+
 def test_it_answers_in_words_and_alike_alone_and_in_a_batch(official):
     judge = Judge.from_pretrained(official)
     said = judge.say(pictures(3, 28), questions(3), max_new_tokens=4)

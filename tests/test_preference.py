@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch.nn import functional as F
 
 from cotlib import preference
@@ -317,6 +318,26 @@ def test_guided_alignment_adds_its_term_and_detached_does_not_change_the_weights
     other = zip(ends["none"][0].parameters(), ends["policy-gradient"][0].parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in other)
     assert len(ends["policy-gradient"][1].rewards) == 6
+
+
+def test_a_guided_gradient_is_that_of_both_terms(model, tmp_path, monkeypatch):
+    """Though they are computed one after the other, to fit into memory."""
+    first, clip = {}, Accelerator.clip_grad_norm_
+
+    def followed(self, parameters, *limits):
+        parameters = list(parameters)
+        first.setdefault(guidance, [p.grad.clone() for p in parameters])
+        return clip(self, parameters, *limits)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", followed)
+    for guidance in ("none", "policy-gradient"):
+        mine = copy.deepcopy(model)
+        guide = None if guidance == "none" else guide_of(mine)
+        align(mine, pairs(), [], replace(OPTIONS, guidance=guidance), tmp_path / guidance, guide=guide)
+    (OPTIONS.guidance_weight * guide_of(model).loss(0)).backward()
+    for p, alone, both in zip(model.parameters(), first["none"], first["policy-gradient"], strict=True):
+        assert torch.allclose(alone + p.grad, both, rtol=1e-4, atol=1e-6)
+    assert sum(float(p.grad.abs().sum()) for p in model.parameters()) > 0.01
 
 
 def test_a_killed_guided_training_goes_on_with_its_rewards(model, tmp_path):

@@ -44,7 +44,8 @@ RECIPES = {
     "it-dpo-parm": Recipe("dpo", guide="parm"),
 }
 REFLECT = "reflect"  # the generator that corrects
-# Then both gradients are about as long: at the first steps 0.3 to 0.6 of the guide's term, 1.8 to 2.6 of the pairs'.
+# Then both gradients are about as long: at the first steps 0.3 to 0.6 of the guide's term, 1.8 to 2.6 of the pairs'. At
+# pocket scale, where it was measured; elsewhere the pairs' term sums over more tokens and nobody has compared them yet.
 GUIDANCE_WEIGHT = 4.0
 
 
@@ -169,7 +170,7 @@ def correcting(run: Run) -> Corrected:
     groups = without_glut(correction_groups(data.pool, data.labels, run.seed, CORRECTIONS_PER_TEXT), run.seed)
     options = TuneOptions(epochs=run.params["correct_epochs"], seed=run.seed, learning_rate=1e-4)
     if not run.scale.offline:
-        options = replace(options, batch_size=8, learning_rate=1e-5, lora_rank=64)
+        options = replace(options, batch_size=8, lora_rank=64)
 
     def train(folder: Path) -> dict[str, Any]:
         begun = time.perf_counter() - seconds_before(folder / models.CHECKPOINTS)
