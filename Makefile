@@ -4,6 +4,7 @@
 #   make test                 lint and tests, on up to four cores
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, hours;
 #                             FINISHED=outputs spares one run, if they are of this commit and were empty before it
+#   make showo-test           the notebooks on tiny weights in the layout of the published ones, five minutes
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make readme               bring the README up to date with docs/results, after: cotlib publish
@@ -19,7 +20,7 @@ CHAIN ?= toy
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: reproduce test kill-test browser-test bench readme lab lint clean
+.PHONY: reproduce test kill-test showo-test browser-test bench readme lab lint clean
 
 reproduce: $(STAMP)
 	$(BIN)/cotlib run --scale $(SCALE) --effort $(EFFORT) --seed $(SEED)
@@ -30,6 +31,9 @@ test: lint
 
 kill-test: $(STAMP)
 	KILLS=$(KILLS) CHAIN=$(CHAIN) EFFORT=$(EFFORT) $(BIN)/python -m pytest -q -s -m slow tests/test_kills.py
+
+showo-test: $(STAMP)
+	$(BIN)/python -m pytest -q -s -m slow tests/test_showo_chain.py
 
 browser-test: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-browser.lock

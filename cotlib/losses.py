@@ -8,7 +8,8 @@ A picture's tokens are masked at random and predicted from the others and the te
 
 Differences from upstream, each tested; `AS_RELEASED` and `mask_sharing="independent"` switch them off:
 1. Only masked tokens count. Upstream counts <|soi|> and <|eoi|> too, which are never masked: `edges=True`.
-2. Probabilities are over the codebook, as in decoding. Upstream's are over the whole vocabulary: `vocabulary="full"`.
+2. Probabilities are over the codebook, as in decoding. Upstream's are over the whole vocabulary: `vocabulary="full"`;
+   so are those of DPO here, whose log-probabilities TRL computes.
 3. The two pictures of a pair are masked alike, so that their difference is not one of the number of masked tokens.
    Upstream draws ratio, mask and dropped caption for each: `mask_sharing="independent"`.
 

@@ -2,8 +2,7 @@
 
 Five kills of the smallest chain run with the other tests. `make kill-test` does fifty of a chain with tables, figures
 and a report; `make kill-test CHAIN=real` those of the notebooks themselves at effort quick, for hours, and with
-EFFORT=smoke at effort smoke. At quick the ends are not equal yet: the last digits of a judge's answers depend on what
-is asked together, and a run that goes on asks together what is left.
+EFFORT=smoke at effort smoke.
 """
 
 import json
