@@ -15,10 +15,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from cotlib import clauses, loaders
 from cotlib import judge as judging
-from cotlib import loaders
+from cotlib.clauses import PLACES
 from cotlib.config import SCALES
 from cotlib.errors import CorruptError, CotlibError
+from cotlib.geneval import NATURAL
 from cotlib.judge import (
     Judge,
     clarity_question,
@@ -29,6 +31,7 @@ from cotlib.judge import (
     process_question,
     reflection_question,
 )
+from cotlib.prompts import COLORS
 
 CLASSES = ("dog", "cat", "red car", "tie", "bus")
 # The template of llava-hf/llava-onevision-qwen2-7b-ov-hf: pictures first, then text.
@@ -57,9 +60,12 @@ def official(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     text = [f(p) for f in (outcome_question, process_question) for p in ("a photo of a dog", "yes Yes no No ")]
+    text += [
+        word.split()[0] for words in (clauses.YES_NO, clauses.NUMBERS, (*COLORS, NATURAL), PLACES) for word in words
+    ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        text * 9, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        text * 9, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     )
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
     words = PreTrainedTokenizerFast(
