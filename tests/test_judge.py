@@ -60,9 +60,8 @@ def official(tmp_path_factory):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     text = [f(p) for f in (outcome_question, process_question) for p in ("a photo of a dog", "yes Yes no No ")]
-    text += [
-        word.split()[0] for words in (clauses.YES_NO, clauses.NUMBERS, (*COLORS, NATURAL), PLACES) for word in words
-    ]
+    answers = (*clauses.YES_NO, *clauses.NUMBERS, *COLORS, NATURAL, *PLACES)
+    text += [word.split()[0] for word in answers]  # so that no two of them begin alike
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         text * 9, trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
