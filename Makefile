@@ -4,7 +4,7 @@
 #   make test                 lint and tests, on up to four cores
 #   make kill-test            kill -9 a small chain 50 times; CHAIN=real for the notebooks, hours;
 #                             FINISHED=outputs spares one run, if they are of this commit and were empty before it
-#   make showo-test           the notebooks on tiny weights in the layout of the published ones, five minutes
+#   make showo-test           the notebooks on tiny weights in the layout of the published ones, eight minutes
 #   make browser-test         pages and the explorer in a real browser; needs chromium and chromium-driver
 #   make bench                how much faster decoding and PARM are than the plain loops, three minutes
 #   make readme               bring the README up to date with docs/results, after: cotlib publish

@@ -65,7 +65,7 @@ def test_every_notebook_runs_at_scale_showo(tmp_path, monkeypatch, official):  #
         assert read_json(outputs / name / "run.json")["watermark"]
     measured = {record["name"] for record in read_json(outputs / "results.json")}
     assert {"geneval/base/prm/overall@4", "geneval/base/parm/overall@4", "geneval/it-dpo-orm/orm/overall@2"} <= measured
-    assert {"geneval/reflect/parm/overall@4", "it-dpo-parm/reward-gain"} <= measured
+    assert {"geneval/it-dpo-parm/parm-keep/overall@2", "geneval/reflect/parm++/overall@2"} <= measured
     line = (outputs / "pools" / "it-dpo-0.jsonl").read_text().splitlines()[1]
     assert paths.unpack(json.loads(line)["paths"][0]).shape == (STEPS, SCALES["showo"].n_tokens)
     for orm in (outputs / "models").glob("orm-*"):
