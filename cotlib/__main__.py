@@ -458,8 +458,8 @@ def geneval(
     from cotlib import loaders, provenance
     from cotlib.export import export_pools, pools_of
 
-    first, outputs = "01_baseline " if generator == "base" else "", provenance.outputs_of(scale, effort)
-    make = f"cotlib run {first}--scale {scale} --effort {effort} --seed {provenance.seed_of(outputs)}"
+    first, outputs = "01_baseline" if generator == "base" else "", provenance.outputs_of(scale, effort)
+    make = provenance.command(first, scale, effort, provenance.seed_of(outputs))
     pools = pools_of(outputs / "pools", generator, make)
     tokenizer = loaders.load_tokenizer(SCALES[scale])
     n = export_pools(pools, out, candidates, lambda codes: tokenizer.decode(torch.tensor(codes)), make)

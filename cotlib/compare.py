@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from . import paths
 from .errors import CorruptError, IncompleteError
 from .prompts import Prompt, geneval_prompts
-from .provenance import seed_of
+from .provenance import command, seed_of
 from .store import Ledger
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _ledger(folder: Path, name: str) -> dict[str, dict]:
 
 
 def _command(folder: Path) -> str:
-    return f"cotlib run --scale {folder.parent.name} --effort {folder.name} --seed {seed_of(folder)}"
+    return command("", folder.parent.name, folder.name, seed_of(folder))
 
 
 def _favourite(record: dict, verifier: str) -> tuple[int, float | None]:

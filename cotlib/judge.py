@@ -386,9 +386,10 @@ class Judge:
         where words do not begin with different tokens.
         """
         p: list[list[float]] = [[]] * len(images)
+        begin = {of: self._first_tokens(of) for of in set(map(tuple, words))}
         for rows, logits in self._first_words(images, questions):
             for i, row in zip(rows, logits[: len(rows)], strict=True):
-                spelt = [row[ids].logsumexp(-1) for ids in self._first_tokens(tuple(words[i]))]
+                spelt = [row[ids].logsumexp(-1) for ids in begin[tuple(words[i])]]
                 p[i] = torch.stack(spelt).softmax(-1).tolist()
         return p
 

@@ -245,7 +245,8 @@ class MaskedDPOTrainer(DPOTrainer):
         where that of the pairs alone takes half of it."""
         term = self.guide.options.guidance_weight * self.guide.loss(self.state.global_step)
         if term.requires_grad:
-            self.accelerator.backward(term)
+            with torch.autocast(term.device.type, enabled=False):  # the trainer's, which is for the loss only
+                self.accelerator.backward(term)
         # The history goes into checkpoints, so that a resumed training still knows the steps before.
         self.state.log_history.append({"step": self.state.global_step + 1, REWARD: self.guide.rewards[-1]})
         return term.detach()

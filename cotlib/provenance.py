@@ -239,8 +239,8 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def command(notebook: str, scale: str, effort: str, seed: int = 0) -> str:
-    """What to type to make a notebook's results."""
-    return f"cotlib run {notebook} --scale {scale} --effort {effort} --seed {seed}"
+    """What to type to make a notebook's results; those of all for ""."""
+    return f"cotlib run {notebook} --scale {scale} --effort {effort} --seed {seed}".replace("  ", " ")
 
 
 def seed_of(outputs: Path) -> int:

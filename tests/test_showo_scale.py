@@ -49,6 +49,7 @@ def weights(everything, tmp_path, monkeypatch) -> Path:
 def forget() -> None:
     for cached in (loaders.load_tokenizer, loaders._decoding, loaders._evaluator, loaders.trusted_evaluator):
         cached.cache_clear()
+    loaders._large.clear()
 
 
 def remove(folder: Path) -> None:

@@ -131,8 +131,8 @@ def _tuned(
     """
     options = TuneOptions(epochs=epochs or run.params["tune_epochs"], seed=run.seed)
     if not run.scale.offline:
-        # Adapters take ten times the rate of the paper's training of all weights: merged into weights in bfloat16, of
-        # changes as small as those of 1e-5 three quarters are rounded away.
+        # Adapters take ten times the rate of the paper's training of all weights: where they are merged into bfloat16,
+        # changes far below half a unit in the last place are rounded away.
         options = replace(options, batch_size=8, lora_rank=64)
     what = {
         **({} if start is None else {"start": start.name}),
