@@ -166,6 +166,16 @@ def test_weights_put_there_by_hand_are_left_alone(theirs, root):
     assert "showlab/show-o" not in record(root)
 
 
+def test_what_a_link_in_the_folder_points_to_is_left_alone(theirs, root, tmp_path):
+    fetch.fetch(SHOWO)
+    (tmp_path / "mine").write_bytes(b"mine")
+    place = root / "generator" / "model.safetensors"
+    place.unlink()
+    place.symlink_to(tmp_path / "mine")
+    fetch.fetch(SHOWO)
+    assert (tmp_path / "mine").read_bytes() == b"mine" and not place.is_symlink()
+
+
 def test_another_scale_does_not_overwrite_a_generator_of_the_same_size(theirs, root):
     fetch.fetch(SHOWO)
     with pytest.raises(ForeignError, match="generator holds showlab/show-o, scale 'showo512' wants showlab/show-o-512"):
